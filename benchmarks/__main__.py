@@ -1,0 +1,78 @@
+"""The commands: ``python -m benchmarks --help``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import attributes, parity, record, start
+from ovenbird import Pipeline
+
+
+@click.group()
+def main() -> None:
+    """Measure, print a table, and keep a JSON record in benchmarks/records."""
+
+
+@main.command("attributes")
+@click.option("--captions", default=300, show_default=True, help="Held-out captions to generate.")
+@click.option("--guidance-scale", type=float, help="Try another guidance scale; prints its scores only.")
+@click.option("--model", default="nestling", show_default=True)
+def attributes_(captions: int, guidance_scale: float | None, model: str) -> None:
+    """Attribute scores of nestling at the default settings, without guidance and with shuffled captions."""
+    pipeline = Pipeline.open(model)
+    if guidance_scale is not None:
+        wishes = attributes.held_out_wishes(captions)
+        prompts = [words for _, words, _ in wishes]
+        seen = attributes.readings(pipeline, attributes.Reader(pipeline), prompts, guidance_scale=guidance_scale)
+        _table({f"guidance {guidance_scale:g}": attributes.score(seen, wishes)})
+        return
+    figures = attributes.measure(pipeline, captions, lambda stage: click.echo(f"{stage} ...", err=True))
+    _table({name: value for name, value in figures.items() if isinstance(value, dict) and "all" in value})
+    for name, share in figures["share of night pictures"].items():
+        click.echo(f"share of night pictures, {name}: {share:.2f}")
+    record.write("attributes", figures)
+
+
+def _table(rows: dict[str, dict[str, float]]) -> None:
+    columns = list(next(iter(rows.values())))
+    click.echo(f"{'':<28}" + "".join(f"{column:>10}" for column in columns))
+    for name, values in rows.items():
+        click.echo(f"{name:<28}" + "".join(f"{values[column]:10.3f}" for column in columns))
+
+
+@main.command("vae")
+@click.option("--pictures", default=100, show_default=True)
+def vae_(pictures: int) -> None:
+    """PSNR of held-out pictures through nestling's exported autoencoder."""
+    values = attributes.reconstruction(Pipeline.open("nestling"), pictures)
+    figures = {"pictures": pictures, "mean_db": sum(values) / len(values), "min_db": min(values)}
+    click.echo(f"PSNR over {pictures} held-out pictures: mean {figures['mean_db']:.2f} dB, least {figures['min_db']:.2f}")
+    record.write("vae", figures)
+
+
+@main.command("start")
+@click.option("--rounds", default=5, show_default=True)
+def start_(rounds: int) -> None:
+    """Seconds from process start to PNG: first run, second run."""
+    figures = start.measure(rounds)
+    for name in ("first run", "second run"):
+        row = figures[name]
+        click.echo(f"{name:<12} {row['median_s']:.2f} s  ({row['min_s']:.2f} .. {row['max_s']:.2f})")
+    record.write("start", figures)
+
+
+@main.command("parity")
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="An fp32 export of nestling.")
+def parity_(folder: Path) -> None:
+    """Pixel differences to diffusers in torch, fp32, for every scheduler and both runtimes."""
+    figures: dict[str, Any] = parity.measure(folder)
+    for backend, rows in figures.items():
+        for scheduler, row in rows.items():
+            click.echo(f"{backend:<12} {scheduler:<16} mean {row['mean']:.4f}/255  max {row['max']}/255")
+    record.write("parity", figures)
+
+
+main()

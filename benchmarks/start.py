@@ -1,0 +1,36 @@
+"""From the start of the process to the PNG, as a person with a watch would see it: first run, second run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+DEMO = Path(__file__).resolve().parents[1] / "demo.py"
+COMMAND = [sys.executable, str(DEMO), "--prompt", "a red house in the snow at night", "--seed", "1"]
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Whole-process seconds with an empty cache and right after, ``rounds`` times in turn."""
+    first, second = [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            first.append(_seconds(Path(folder)))
+            second.append(_seconds(Path(folder)))
+    return {"first run": _summary(first), "second run": _summary(second), "rounds": rounds}
+
+
+def _seconds(folder: Path) -> float:
+    environment = {**os.environ, "OVENBIRD_CACHE": str(folder / "cache")}
+    began = time.perf_counter()
+    subprocess.run(COMMAND, cwd=folder, env=environment, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    return {"median_s": median(values), "min_s": min(values), "max_s": max(values)}

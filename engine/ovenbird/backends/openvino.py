@@ -1,0 +1,133 @@
+"""OpenVINO: static shapes, a stated precision, and a cache of compiled models that cannot go stale."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from ovenbird import cache
+from ovenbird.backends import Arrays, Port, Shapes, fit
+from ovenbird.errors import ModelError, RequestError
+from ovenbird.machine import usable_cores
+
+PRECISIONS = {"f32": "f32", "bf16": "bf16", "f16": "f16"}
+
+
+class OpenVINO:
+    """The OpenVINO runtime on a device by OpenVINO's own name (``cpu``, ``gpu``, ``npu``, ``auto``)."""
+
+    name = "openvino"
+
+    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+        self.core = ov.Core()
+        self.version = ov.get_version().split("-")[0]
+        self.device = device
+        known = self.core.available_devices
+        if device.upper().split(".")[0] not in {*(name.split(".")[0] for name in known), "AUTO"}:
+            raise RequestError(
+                f"device: openvino has no {device!r} here", hint=f"it offers: {', '.join(known).lower()}"
+            )
+        self._threads = threads
+        self.threads = threads or usable_cores()
+
+    def best_precision(self, stored: str) -> str:
+        """``bf16`` for half-precision weights where the processor multiplies in it, else ``f32``."""
+        if stored == "fp32" or self.device.lower() != "cpu":
+            return "f32"
+        capabilities = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "bf16" if "BF16" in capabilities else "f32"
+
+    def compile(self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None) -> OpenVINOModel:
+        """See ``Backend.compile``.  A folder with only ``model.onnx`` is read too."""
+        properties = self._properties(precision)
+        key = cache_key and self._key(cache_key, folder.name, shapes, properties)
+        blob = cache.read(key) if key else None
+        if blob is not None:
+            compiled = self._import(blob, properties)
+            if compiled is not None:
+                return OpenVINOModel(compiled, "hit")
+        compiled = self._compile(folder, shapes, properties)
+        if key:
+            stream = BytesIO()
+            compiled.export_model(stream)
+            cache.write(key, stream.getvalue())
+        return OpenVINOModel(compiled, "miss" if key else "off")
+
+    def _properties(self, precision: str) -> dict[str, Any]:
+        # Always asked for: without the hint OpenVINO may choose bf16 by itself.
+        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        if self._threads:
+            properties["INFERENCE_NUM_THREADS"] = self._threads
+        return properties
+
+    def _key(self, model: str, component: str, shapes: Shapes, properties: Mapping[str, Any]) -> str:
+        device = self.core.get_property(self.device.upper(), "FULL_DEVICE_NAME") if self.device != "auto" else "auto"
+        facts = [model, component, sorted(shapes.items()), properties, ov.get_version(), self.device, device, _isa_limit()]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest() + ".blob"
+
+    def _import(self, blob: bytes, properties: Mapping[str, Any]) -> ov.CompiledModel | None:
+        try:
+            return self.core.import_model(BytesIO(blob), self.device.upper(), dict(properties))
+        except RuntimeError:  # another build's blob; compiling anew is always right
+            return None
+
+    def _compile(self, folder: Path, shapes: Shapes, properties: Mapping[str, Any]) -> ov.CompiledModel:
+        path = _graph_file(folder)
+        try:
+            model = self.core.read_model(path)
+            model.reshape({port: _static(port, shapes) for port in model.inputs})
+            return self.core.compile_model(model, self.device.upper(), dict(properties))
+        except RuntimeError as error:
+            raise ModelError(f"{path}: OpenVINO cannot use it: {str(error).strip().splitlines()[-1]}") from error
+
+
+class OpenVINOModel:
+    """A compiled model with one inference request."""
+
+    def __init__(self, compiled: ov.CompiledModel, cached: str) -> None:
+        self.cache = cached
+        self._request = compiled.create_infer_request()
+        self._outputs = [port.any_name for port in compiled.outputs]
+        self.inputs = {port.any_name: _port(port) for port in compiled.inputs}
+        kind = compiled.get_property("INFERENCE_PRECISION_HINT")
+        self.precision = {"float": "f32", "f32": "f32", "bfloat16": "bf16", "f16": "f16"}.get(
+            kind.get_type_name() if hasattr(kind, "get_type_name") else str(kind), str(kind)
+        )
+
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """See ``CompiledModel``."""
+        cast = {name: fit(inputs[name], port) for name, port in self.inputs.items()}
+        results = self._request.infer(cast)
+        return {name: np.array(results[index]) for index, name in enumerate(self._outputs)}
+
+
+def _port(port: Any) -> Port:
+    shape = tuple(d.get_length() if d.is_static else None for d in port.partial_shape)
+    return Port(shape, port.element_type.to_dtype())
+
+
+def _static(port: Any, shapes: Shapes) -> list[int]:
+    # What is not told, the timestep, is one number.
+    free = [d.get_length() if d.is_static else 1 for d in port.partial_shape]
+    return next((list(shapes[name]) for name in port.names if name in shapes), free)
+
+
+def _graph_file(folder: Path) -> Path:
+    for name in ("openvino_model.xml", "model.onnx"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelError(f"{folder} holds neither openvino_model.xml nor model.onnx", hint="export the model again")
+
+
+
+def _isa_limit() -> str:
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "")

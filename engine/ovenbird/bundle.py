@@ -1,0 +1,203 @@
+"""The model folder: find it, refuse what is strange, check its bytes, say what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ovenbird import cache
+from ovenbird.errors import ModelError, RequestError
+
+MANIFEST = "ovenbird.json"
+MANIFEST_FORMAT = 1
+COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+PRECISIONS = ("fp16", "fp32", "int8", "int8-weights")
+"""Variants in the order in which they are preferred when none is asked for."""
+FAMILIES = {"StableDiffusionPipeline": "sd"}
+"""``_class_name`` in ``model_index.json`` -> family; prefixes of other exporters (OV, ORT) are dropped first."""
+LARGEST_JSON = 16 << 20
+EMBEDDED = "nestling"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported model, ready to be compiled; nothing but JSON has been read."""
+
+    path: Path
+    name: str
+    family: str
+    precision: str
+    manifest: Mapping[str, Any] | None = field(repr=False)
+    """What ``ovenbird.json`` says; None for a folder that another tool wrote."""
+
+    @classmethod
+    def open(cls, model: str | Path = EMBEDDED, precision: str | None = None) -> Bundle:
+        """Find a model by name or path, choose a variant, and check that its files are there.
+
+        Raises ``RequestError`` when nothing is found, ``ModelError`` when the folder cannot be trusted.
+        """
+        folder = _choose_variant(find(model), precision)
+        index = read_json(folder / "model_index.json")
+        manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+        if manifest is not None:
+            _check_manifest(folder, manifest)
+        stored = manifest["precision"] if manifest else "fp32"
+        if precision and manifest and stored != precision:
+            raise RequestError(f"precision: {folder} is {stored}, not {precision}")
+        name = str(manifest["name"]) if manifest else folder.name
+        return cls(folder, name, _family(folder, index), stored, manifest)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this is the small model that comes with ovenbird."""
+        return self.name == EMBEDDED and any(root in self.path.parents for root in model_roots())
+
+    @cached_property
+    def scheduler_config(self) -> dict[str, Any]:
+        """``scheduler/scheduler_config.json``."""
+        return read_json(self.path / "scheduler" / "scheduler_config.json")
+
+    def config(self, component: str) -> dict[str, Any]:
+        """The component's ``config.json``."""
+        return read_json(self.path / component / "config.json")
+
+    @cached_property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent cell along one side."""
+        return int(2 ** (len(self.config("vae_decoder")["block_out_channels"]) - 1))
+
+    @cached_property
+    def default_size(self) -> int:
+        """The side in pixels that the U-Net was trained for."""
+        return int(self.config("unet").get("sample_size", 64)) * self.vae_scale_factor
+
+    @cached_property
+    def key(self) -> str | None:
+        """The hash of the manifest, which names these bytes and no others; None without a manifest."""
+        if self.manifest is None:
+            return None
+        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+
+    def verify(self, *, full: bool = True) -> None:
+        """Compare every file with the manifest: its size and, if ``full``, its sha256.
+
+        A folder that passed once and whose files kept size, time and inode is not hashed again by ``verify_once``.
+        Raises ``ModelError`` naming the first file that differs.
+        """
+        if self.manifest is None:
+            return
+        for name, facts in self.manifest["files"].items():
+            _check_size(self.path / name, facts["size"])
+        if not full:
+            return
+        for name, facts in self.manifest["files"].items():
+            with (self.path / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != facts["sha256"]:
+                raise ModelError(f"{self.path / name} is damaged: its sha256 differs", hint="export the model again")
+
+    def verify_once(self) -> None:
+        """``verify`` in full the first time, and only sizes after that while the files look untouched."""
+        if self.manifest is None:
+            return
+        self.verify(full=False)
+        stamp = f"{self.key}.{self._stamp()}.verified"
+        if cache.read(stamp) is None:
+            self.verify(full=True)
+            cache.write(stamp, b"")
+
+    def _stamp(self) -> str:
+        assert self.manifest is not None
+        stats = [(self.path / name).stat() for name in sorted(self.manifest["files"])]
+        facts = [(str(self.path.resolve()), s.st_size, s.st_mtime_ns, s.st_ino) for s in stats]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def model_roots() -> list[Path]:
+    """Where named models lie: beside the installed package, and in a checkout's ``models/``."""
+    here = Path(__file__).resolve().parent
+    return [here / "models", here.parents[1] / "models"]
+
+
+def find(model: str | Path) -> Path:
+    """The folder of a model given by path or by name.  Raises ``RequestError``."""
+    given = Path(model).expanduser()
+    candidates = [given] if len(given.parts) != 1 else [*(root / given for root in model_roots()), given]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    names = sorted({path.name for root in model_roots() if root.is_dir() for path in root.iterdir() if path.is_dir()})
+    raise RequestError(
+        f"model: {str(model)!r} is neither a folder nor a known name",
+        hint=f"known names: {', '.join(names)}; or make a folder with: ovenbird export SOURCE FOLDER",
+    )
+
+
+def _choose_variant(folder: Path, precision: str | None) -> Path:
+    if precision is not None and precision not in PRECISIONS:
+        raise RequestError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if (folder / "model_index.json").is_file():
+        return folder
+    variants = [name for name in PRECISIONS if (folder / name / "model_index.json").is_file()]
+    if not variants:
+        raise ModelError(
+            f"{folder} is not an exported model: no model_index.json",
+            hint="make one with: ovenbird export SOURCE FOLDER",
+        )
+    if precision is None:
+        return folder / variants[0]
+    if precision not in variants:
+        raise RequestError(f"precision: {folder} has no {precision}", hint=f"it has: {', '.join(variants)}")
+    return folder / precision
+
+
+def _family(folder: Path, index: Mapping[str, Any]) -> str:
+    name = str(index.get("_class_name", "")).removeprefix("OV").removeprefix("ORT")
+    if name not in FAMILIES:
+        raise ModelError(f"{folder}: a {name or 'nameless'} pipeline is not supported; known: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    path = folder / MANIFEST
+    if manifest.get("format") != MANIFEST_FORMAT:
+        raise ModelError(
+            f"{path} has format {manifest.get('format')!r}; this ovenbird reads {MANIFEST_FORMAT}",
+            hint="install a newer ovenbird, or export the model again",
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not isinstance(manifest.get("name"), str) or "precision" not in manifest:
+        raise ModelError(f"{path} lacks files, name or precision", hint="export the model again")
+    root = folder.resolve()
+    for name, facts in files.items():
+        if Path(name).is_absolute() or root not in (folder / name).resolve().parents:
+            raise ModelError(f"{path} names a file outside its folder: {name!r}")
+        if not isinstance(facts, dict) or not isinstance(facts.get("size"), int) or "sha256" not in facts:
+            raise ModelError(f"{path} gives no size and sha256 for {name!r}", hint="export the model again")
+
+
+def _check_size(path: Path, expected: int) -> None:
+    found = path.stat().st_size if path.is_file() else None
+    if found != expected:
+        state = "is missing" if found is None else f"has {found} bytes, not {expected}"
+        raise ModelError(f"{path} {state}", hint="export the model again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.  Raises ``ModelError`` when it is absent, too large, or not an object."""
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ModelError(f"{path} is larger than {LARGEST_JSON >> 20} MiB")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", hint="export the model again") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}", hint="export the model again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a {type(value).__name__}, not an object")
+    return value

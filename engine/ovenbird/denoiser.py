@@ -1,0 +1,32 @@
+"""The U-Net as the samplers call it: guidance, and the prompt's part of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovenbird.backends import Arrays
+
+Latents = NDArray[np.float32]  # (N, 4, H/8, W/8)
+Conditioning = Mapping[str, NDArray[np.float32]]
+Model = Callable[[Latents, float], Latents]
+
+
+def guided(unet: Callable[[Arrays], Arrays], conditioning: Conditioning, guidance_scale: float) -> Model:
+    """Classifier-free guidance (Ho and Salimans, 2022): both halves in one call, then away from the first.
+
+    ``conditioning`` holds the negative half first.  With ``guidance_scale <= 1`` it holds one half only.
+    """
+    halves = 2 if guidance_scale > 1 else 1
+
+    def model(x: Latents, t: float) -> Latents:
+        inputs = {"sample": np.repeat(x, halves, axis=0) if halves > 1 else x, "timestep": np.array(t), **conditioning}
+        output: Latents = unet(inputs)["out_sample"]
+        if halves == 1:
+            return output
+        without, given = np.split(output, 2)
+        return without + np.float32(guidance_scale) * (given - without)
+
+    return model

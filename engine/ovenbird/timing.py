@@ -1,0 +1,127 @@
+"""Where the seconds went: ``Timings`` collects, ``TimingReport`` prints or becomes JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import ParamSpec, TypeVar
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Clock = Callable[[], float]
+
+
+class Timings:
+    """Seconds by name, in the order in which names first came; the clock never goes back."""
+
+    def __init__(self, clock: Clock = time.perf_counter) -> None:
+        self._clock = clock
+        self._began = clock()
+        self.seconds: dict[str, list[float]] = {}
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count one stretch of time."""
+        self.seconds.setdefault(name, []).append(seconds)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside a ``with``."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self.add(name, self._clock() - began)
+
+    def watch(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
+        """The same function, timed at every call."""
+
+        def watched(*args: P.args, **kwargs: P.kwargs) -> T:
+            with self.stage(name):
+                return function(*args, **kwargs)
+
+        return watched
+
+    def each(self, name: str, items: Iterator[T]) -> Iterator[T]:
+        """The same iterator, timed at every item; what the consumer does in between is not counted."""
+        while True:
+            began = self._clock()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            self.add(name, self._clock() - began)
+            yield item
+
+    def total(self) -> float:
+        """Seconds since this object was made."""
+        return self._clock() - self._began
+
+    def sum(self, name: str) -> float:
+        """All the seconds under a name; 0 when there were none."""
+        return sum(self.seconds.get(name, ()))
+
+
+@dataclass(frozen=True)
+class TimingReport:
+    """One run, in seconds unless the name says otherwise; ``None`` is what this machine does not tell."""
+
+    start_s: float | None
+    """From the birth of the process to the command: interpreter and imports."""
+    load_s: float
+    compile_s: float
+    compile_cache: dict[str, str]
+    text_encoder_s: float
+    first_step_s: float
+    median_step_s: float
+    steps: int
+    unet_calls: int
+    vae_s: float
+    save_s: float
+    total_s: float
+    """From the birth of the process, where known, to the last picture on disk."""
+    pictures: int
+    peak_rss_mib: float | None
+    runtime: str
+    runtime_version: str
+    device: str
+    precision: dict[str, str] = field(default_factory=dict)
+    """Component -> arithmetic that really ran."""
+    weights: str = ""
+    threads: int = 0
+    cpu: str = ""
+    instruction_sets: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """For people."""
+        return "\n".join(f"{name:<14}{value}" for name, value in self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        if self.start_s is not None:
+            yield "start", f"{self.start_s:8.2f} s"
+        yield "load", f"{self.load_s:8.2f} s"
+        caches = ", ".join(f"{name} {state}" for name, state in self.compile_cache.items())
+        yield "compile", f"{self.compile_s:8.2f} s   cache: {caches or 'nothing was compiled'}"
+        yield "text encoder", f"{self.text_encoder_s:8.2f} s"
+        yield "first step", f"{self.first_step_s:8.3f} s"
+        yield "median step", f"{self.median_step_s:8.3f} s   {self.steps} steps, {self.unet_calls} U-Net calls"
+        yield "VAE", f"{self.vae_s:8.2f} s"
+        yield "save", f"{self.save_s:8.2f} s"
+        each = f"   {self.total_s / self.pictures:.2f} s a picture" if self.pictures > 1 else ""
+        yield "total", f"{self.total_s:8.2f} s{each}"
+        yield "peak memory", f"{self.peak_rss_mib:8.0f} MiB" if self.peak_rss_mib else "     not measured here"
+        yield "runtime", f"{self.runtime} {self.runtime_version} on {self.device}, {self.threads} threads"
+        ran = ", ".join(f"{name} {kind}" for name, kind in self.precision.items())
+        yield "precision", f"{self.weights} weights; ran in: {ran}"
+        yield "CPU", f"{self.cpu} ({', '.join(self.instruction_sets) or 'instruction sets unknown'})"
+
+
+def middle(values: list[float]) -> float:
+    """The median, or 0 of nothing."""
+    return median(values) if values else 0.0

@@ -1,0 +1,1 @@
+"""The converter: a checkpoint goes in, verified folders come out.  ``ovenbird`` never imports it."""

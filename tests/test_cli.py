@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from ovenbird import cli, pipeline
+
+QUICK = ["--num-inference-steps", "2"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Type a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*words: str) -> Result:
+        return CliRunner().invoke(cli.main, ["generate", "--prompt", "a red house", *words])
+
+    return typed
+
+
+BAD = [
+    (["--height", "500"], "height: 500", "use 496 or 504"),
+    (["--num-inference-steps", "0"], "num_inference_steps: 0", "the nearest is 1"),
+    (["--guidance-scale", "nan"], "guidance_scale: nan", ""),
+    (["--seed", "-1"], "seed: -1", "the nearest is 0"),
+    (["--num-images", "0"], "num_images_per_prompt: 0", "the nearest is 1"),
+    (["--scheduler", "dpm++ 2m"], "scheduler", "dpmpp_2m"),
+    (["--output", "nowhere/a.png"], "output", "mkdir -p nowhere"),
+    (["--output", "a.jpg"], "output", "a.png"),
+    (["--report", "nowhere/a.json"], "report", "mkdir -p nowhere"),
+    (["--prompt", "\ud800"], "prompt", ""),
+]
+
+
+@pytest.mark.parametrize(("words", "message", "hint"), BAD)
+def test_bad_values_stop_before_any_model_is_read(
+    run: Any, words: list[str], message: str, hint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pipeline.Pipeline, "open", lambda *_, **__: pytest.fail("a model was opened"))
+    began = time.process_time()
+    result = run(*words)
+    assert time.process_time() - began < 0.1
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"error: {message}"), result.stderr
+    assert hint in result.stderr
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_i12_an_existing_output_is_refused_before_any_work(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("precious")
+    result = run("--output", "a.png")
+    assert result.exit_code == 2 and "--overwrite" in result.stderr
+    assert (tmp_path / "a.png").read_text() == "precious"
+
+
+def test_an_unknown_model_says_what_there_is(run: Any) -> None:
+    result = run("--model", "sd16")
+    assert result.exit_code == 2
+    assert "nestling" in result.stderr
+
+
+def test_a_folder_that_is_no_model_is_refused(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run("--model", "./empty")
+    assert result.exit_code == 3
+    assert "ovenbird export" in result.stderr
+
+
+def test_a_picture_its_words_and_its_report(run: Any, tmp_path: Path) -> None:
+    result = run("--seed", "7", "--report", "report.json", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "output.png  seed 7\n"
+    assert "nestling" in result.stderr and "--model FOLDER" in result.stderr and "median step" in result.stderr
+    with Image.open(tmp_path / "output.png") as image:
+        image.load()
+        facts = json.loads(image.text["ovenbird"])  # type: ignore[attr-defined]
+        assert image.size == (128, 128)
+    assert (facts["prompt"], facts["seed"], facts["num_inference_steps"]) == ("a red house", 7, 2)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["steps"] == 2 and report["unet_calls"] == 2 and report["pictures"] == 1
+    assert set(report["precision"]) == {"text_encoder", "unet", "vae_decoder"}
+    stages = ("load_s", "compile_s", "text_encoder_s", "first_step_s", "vae_s", "save_s")
+    assert 0 < sum(report[name] for name in stages) <= report["total_s"]
+
+
+def test_a_second_picture_takes_the_next_name(run: Any, tmp_path: Path) -> None:
+    assert run("--quiet", *QUICK).stdout == "output.png\n"
+    assert run("--quiet", "--num-images", "2", *QUICK).stdout == "output-1.png\noutput-2.png\n"
+
+
+def test_quiet_says_nothing_else(run: Any) -> None:
+    assert run("--quiet", *QUICK).stderr == ""
+
+
+def test_betas_reach_the_sampler_and_the_picture(run: Any, tmp_path: Path) -> None:
+    run("--seed", "1", "--output", "a.png", *QUICK)
+    run("--seed", "1", "--output", "b.png", "--beta-end", "0.02", *QUICK)
+    with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
+        assert a.tobytes() != b.tobytes()
+        assert json.loads(b.text["ovenbird"])["scheduler_config"]["beta_end"] == 0.02  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_keeps_finished_pictures(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pipeline.Pipeline._run
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        for event in whole(self, *args):
+            if event.picture == 1:
+                raise KeyboardInterrupt
+            yield event
+
+    monkeypatch.setattr(pipeline.Pipeline, "_run", interrupted)
+    result = run("--num-images", "3", *QUICK)
+    assert result.exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["output.png"]
+
+
+def test_r6_a_prompt_is_never_a_path(run: Any, tmp_path: Path) -> None:
+    before = set(tmp_path.parent.iterdir())
+    result = CliRunner().invoke(cli.main, ["generate", "--prompt", "../../evil.png; $(touch x) {0} %s", *QUICK])
+    assert result.exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["output.png"]
+    assert set(tmp_path.parent.iterdir()) == before
+
+
+def test_help_names_every_command_and_flag() -> None:
+    overview = CliRunner().invoke(cli.main, ["--help"]).output
+    assert "generate" in overview and "export" in overview
+    text = CliRunner().invoke(cli.main, ["generate", "--help"]).output
+    for parameter in cli.generate.params:
+        assert parameter.opts[0] in text
+
+
+def test_demo_py_is_the_same_command(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(root / "demo.py"), "--prompt", "a blue boat", "--quiet", *QUICK]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "output.png\n"

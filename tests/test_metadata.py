@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ovenbird import RequestError, ResourceError
+from ovenbird.metadata import parameters, save_png
+
+FACTS: dict[str, Any] = {
+    "prompt": "a tree, »grün«\nsecond line",
+    "negative_prompt": "snow",
+    "num_inference_steps": 32,
+    "sampler": "DPM++ 2M Karras",
+    "guidance_scale": 7.5,
+    "seed": 7,
+    "width": 16,
+    "height": 8,
+    "model": "nestling",
+    "ovenbird": "0.1.0",
+}
+PICTURE = Image.new("RGB", (16, 8), (1, 2, 3))
+
+
+def test_the_words_are_in_the_picture(tmp_path: Path) -> None:
+    save_png(PICTURE, tmp_path / "a.png", FACTS)
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+        text = image.text  # type: ignore[attr-defined]
+    assert json.loads(text["ovenbird"]) == FACTS
+    assert text["parameters"] == (
+        "a tree, »grün«\nsecond line\nNegative prompt: snow\nSteps: 32, Sampler: DPM++ 2M Karras, CFG scale: 7.5, "
+        "Seed: 7, Size: 16x8, Model: nestling, Version: ovenbird 0.1.0"
+    )
+
+
+def test_no_negative_prompt_no_line() -> None:
+    assert "Negative" not in parameters(FACTS | {"negative_prompt": ""})
+
+
+def test_i12_what_exists_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("precious")
+    with pytest.raises(RequestError, match="exists"):
+        save_png(PICTURE, path, FACTS)
+    assert path.read_text() == "precious"
+    save_png(PICTURE, path, FACTS, overwrite=True)
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_i12_a_link_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / "a.png").symlink_to(target)
+    with pytest.raises(RequestError, match="exists"):
+        save_png(PICTURE, tmp_path / "a.png", FACTS)
+    save_png(PICTURE, tmp_path / "a.png", FACTS, overwrite=True)
+    assert target.read_text() == "precious"
+
+
+def test_e5_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    import signal
+
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        with pytest.raises(ResourceError, match="disk is full"):
+            save_png(PICTURE, tmp_path / "a.png", FACTS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from ovenbird import Request, RequestError
+
+BAD: list[tuple[str, Any, str]] = [
+    ("prompt", None, "not a string"),
+    ("prompt", ["a"], "not a string"),
+    ("prompt", "x" * (64 << 10) + "x", "bytes"),
+    ("prompt", "\ud800", "surrogate"),
+    ("negative_prompt", 3, "not a string"),
+    ("height", 100, "multiple of 8"),
+    ("height", 0, "64 .. 4096"),
+    ("height", -8, "64 .. 4096"),
+    ("width", 65536, "64 .. 4096"),
+    ("width", "128", "whole number"),
+    ("width", True, "whole number"),
+    ("width", 128.0, "whole number"),
+    ("num_inference_steps", 0, "1 .. 1000"),
+    ("num_inference_steps", 1001, "1 .. 1000"),
+    ("guidance_scale", float("nan"), "0 .. 100"),
+    ("guidance_scale", float("inf"), "0 .. 100"),
+    ("guidance_scale", -1, "0 .. 100"),
+    ("guidance_scale", 1e6, "0 .. 100"),
+    ("eta", 1.5, "0 .. 1"),
+    ("seed", -1, "0 .. 18446744073709551615"),
+    ("seed", 2**64, "0 .. 18446744073709551615"),
+    ("seed", 1.0, "whole number"),
+    ("num_images_per_prompt", 10**6, "1 .. 1000"),
+    ("scheduler", 7, "not a name"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "rule"), BAD)
+def test_r2_r3_r7_to_r14_a_bad_value_names_field_value_and_rule(field: str, value: Any, rule: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        Request(**{"prompt": "a house", field: value})
+    assert str(caught.value).startswith(f"{field}: ")
+    assert rule in str(caught.value)
+    assert len(str(caught.value)) < 200
+    assert caught.value.exit_code == 2
+
+
+def test_a_bad_size_gets_the_two_nearest() -> None:
+    with pytest.raises(RequestError) as caught:
+        Request(prompt="", height=500)
+    assert caught.value.hint == "use 496 or 504"
+
+
+def test_r3_a_huge_prompt_is_refused_at_once() -> None:
+    began = time.process_time()
+    with pytest.raises(RequestError):
+        Request(prompt="x" * 10_000_000)
+    assert time.process_time() - began < 0.1
+
+
+@pytest.mark.parametrize("size", range(1, 200))
+def test_r7_sizes(size: int) -> None:
+    fine = size >= 64 and size % 8 == 0
+    if fine:
+        assert Request(prompt="", width=size).width == size
+    else:
+        with pytest.raises(RequestError):
+            Request(prompt="", width=size)
+
+
+def test_settled_fills_what_is_open_and_keeps_the_rest() -> None:
+    wish = Request(prompt="a", width=64, seed=0).settled(128)
+    assert (wish.width, wish.height, wish.seed) == (64, 128, 0)
+    assert Request(prompt="a").settled(128).seed != Request(prompt="a").settled(128).seed
+
+
+def test_a_request_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Request(prompt="a").prompt = "b"  # type: ignore[misc]
