@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from benchmarks import attributes, parity, record, start
+from benchmarks import attributes, parity, record, start, tables
 from ovenbird import Pipeline
 
 
@@ -73,6 +73,12 @@ def parity_(folder: Path) -> None:
         for scheduler, row in rows.items():
             click.echo(f"{backend:<12} {scheduler:<16} mean {row['mean']:.4f}/255  max {row['max']}/255")
     record.write("parity", figures)
+
+
+@main.command("tables")
+def tables_() -> None:
+    """Write the tables of the documents anew from the records."""
+    tables.write()
 
 
 main()

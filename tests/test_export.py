@@ -216,6 +216,7 @@ def test_large_weights_lie_beside_the_graph(exported: Path, tmp_path: Path, monk
     monkeypatch.setattr(graphs, "INLINE_BYTES", 0)
     graphs.write_onnx(exported / "fp32" / "vae_decoder", PRECISIONS["fp16"], tmp_path)
     assert (tmp_path / "model.onnx_data").stat().st_size > (tmp_path / "model.onnx").stat().st_size
+    assert (tmp_path / "model.onnx_data").stat().st_mode == (tmp_path / "model.onnx").stat().st_mode
     inputs = {"latent_sample": np.ones((1, 4, 2, 2), np.float32)}
     graphs.write_ir(PRECISIONS["fp16"], tmp_path)
     for runtime in BACKENDS:

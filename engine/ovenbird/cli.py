@@ -94,7 +94,7 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, lineno
 @click.option("--guidance-scale", type=float, default=7.5, help="How closely to follow the prompt; 1 or less is off.")
 @click.option("--seed", type=int, help="The same seed gives the same picture.  [default: random]")
 @click.option("--num-images", type=int, default=1, help="Pictures; number k uses seed + k.")
-@click.option("--scheduler", help=f"A sampler: {', '.join(schedulers.SAMPLERS)}.  [default: the model's]")
+@click.option("--scheduler", help=f"A sampler: {', '.join(schedulers.NAMES)}.  [default: the model's]")
 @click.option("--eta", type=float, default=0.0, help="Fresh noise of DDIM, 0 to 1.")
 @click.option("--beta-start", type=float, help="First beta of training.  [default: the model's]")
 @click.option("--beta-end", type=float, help="Last beta of training.  [default: the model's]")

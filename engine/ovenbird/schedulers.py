@@ -84,12 +84,17 @@ def from_name(name: str, config: Mapping[str, Any]) -> Scheduler:
     Everything that the named row does not set stays as the model has it.  RequestError for an unknown name, ModelError
     if this model cannot be sampled so.
     """
+    return from_config({**config, **sampler(name).options})
+
+
+def sampler(name: str) -> Sampler:
+    """The row of that name.  RequestError, with the nearest name there is, for any other."""
     if name not in SAMPLERS:
         spelled = str(name).lower().replace("++", "pp").replace(" ", "_")
         near = difflib.get_close_matches(spelled, NAMES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else None
-        raise RequestError(f"scheduler {name!r:.60} is not one of: {', '.join(NAMES)}", hint=hint)
-    return from_config({**config, **SAMPLERS[name].options})
+        raise RequestError(f"scheduler: {name!r:.60} is not one of {', '.join(NAMES)}", hint=hint)
+    return SAMPLERS[name]
 
 
 class Plan(NamedTuple):

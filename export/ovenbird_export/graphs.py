@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def write_onnx(traced: Path, precision: Precision, folder: Path) -> None:
         save_as_external_data=large,
         location=ONNX_DATA if large else None,
     )
+    if large:  # onnx lets nobody else read what it puts beside the graph
+        shutil.copymode(folder / ONNX_FILE, folder / ONNX_DATA)
 
 
 def write_ir(precision: Precision, folder: Path) -> None:

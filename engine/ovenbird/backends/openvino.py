@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -50,17 +51,21 @@ class OpenVINO:
         """See ``Backend.compile``.  A folder with only ``model.onnx`` is read too."""
         properties = self._properties(precision)
         key = cache_key and self._key(cache_key, folder.name, shapes, properties)
-        blob = cache.read(key) if key else None
-        if blob is not None:
+        entry = cache.read(key) if key else None
+        if entry is not None:
+            names, _, blob = entry.partition(b"\n")
             compiled = self._import(blob, properties)
             if compiled is not None:
-                return OpenVINOModel(compiled, "hit")
-        compiled = self._compile(folder, shapes, properties)
+                return OpenVINOModel(compiled, *json.loads(names), "hit")
+        model = self._read(folder, shapes)
+        # Taken before compiling, which may give a port the name of a tensor inside.
+        inputs, outputs = _names(model.inputs), _names(model.outputs)
+        compiled = self._compile(model, properties, folder)
         if key:
             stream = BytesIO()
             compiled.export_model(stream)
-            cache.write(key, stream.getvalue())
-        return OpenVINOModel(compiled, "miss" if key else "off")
+            cache.write(key, json.dumps([inputs, outputs]).encode() + b"\n" + stream.getvalue())
+        return OpenVINOModel(compiled, inputs, outputs, "miss" if key else "off")
 
     def _properties(self, precision: str) -> dict[str, Any]:
         # Always asked for: without the hint OpenVINO may choose bf16 by itself.
@@ -80,24 +85,26 @@ class OpenVINO:
         except RuntimeError:  # another build's blob; compiling anew is always right
             return None
 
-    def _compile(self, folder: Path, shapes: Shapes, properties: Mapping[str, Any]) -> ov.CompiledModel:
+    def _read(self, folder: Path, shapes: Shapes) -> ov.Model:
         path = _graph_file(folder)
-        try:
+        with _as_model_error(path):
             model = self.core.read_model(path)
             model.reshape({port: _static(port, shapes) for port in model.inputs})
+        return model
+
+    def _compile(self, model: ov.Model, properties: Mapping[str, Any], folder: Path) -> ov.CompiledModel:
+        with _as_model_error(folder):
             return self.core.compile_model(model, self.device.upper(), dict(properties))
-        except RuntimeError as error:
-            raise ModelError(f"{path}: OpenVINO cannot use it: {str(error).strip().splitlines()[-1]}") from error
 
 
 class OpenVINOModel:
     """A compiled model with one inference request."""
 
-    def __init__(self, compiled: ov.CompiledModel, cached: str) -> None:
+    def __init__(self, compiled: ov.CompiledModel, inputs: list[str], outputs: list[str], cached: str) -> None:
         self.cache = cached
         self._request = compiled.create_infer_request()
-        self._outputs = [port.any_name for port in compiled.outputs]
-        self.inputs = {port.any_name: _port(port) for port in compiled.inputs}
+        self._outputs = outputs
+        self.inputs = {name: _port(port) for name, port in zip(inputs, compiled.inputs, strict=True)}
         kind = compiled.get_property("INFERENCE_PRECISION_HINT")
         self.precision = {"float": "f32", "f32": "f32", "bfloat16": "bf16", "f16": "f16"}.get(
             kind.get_type_name() if hasattr(kind, "get_type_name") else str(kind), str(kind)
@@ -106,8 +113,20 @@ class OpenVINOModel:
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See ``CompiledModel``."""
         cast = {name: fit(inputs[name], port) for name, port in self.inputs.items()}
-        results = self._request.infer(cast)
+        results = self._request.infer(list(cast.values()))
         return {name: np.array(results[index]) for index, name in enumerate(self._outputs)}
+
+
+@contextmanager
+def _as_model_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ModelError(f"{path}: OpenVINO cannot use it: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _names(ports: list[Any]) -> list[str]:
+    return [port.any_name for port in ports]
 
 
 def _port(port: Any) -> Port:

@@ -29,9 +29,9 @@ class Muon(torch.optim.Optimizer):
         groups = [dict(params=matrices, kind="muon", base=lr), dict(params=others, kind="adam", base=adam_lr)]
         super().__init__(groups, dict(lr=lr))
 
-    def set_progress(self, share: float, warmup: float = 0.02) -> None:
-        """Warm up, stay level, then fall straight to nothing over the last 60 per cent."""
-        factor = min(1.0, share / warmup, max(0.0, (1 - share) / 0.6))
+    def set_progress(self, share: float, level: float = 0.4, warmup: float = 0.02) -> None:
+        """Warm up, stay level up to a share of the training, then fall straight to nothing."""
+        factor = min(1.0, share / warmup, max(0.0, (1 - share) / (1 - level)))
         for group in self.param_groups:
             group["lr"] = group["base"] * factor
 

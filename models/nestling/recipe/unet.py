@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from reader import accuracy
-from scenes import ATTRIBUTES, Scene, caption, random_scene, render
+from scenes import ATTRIBUTES, Scene, caption, importance, random_scene, render
 from torch import Tensor, nn
 from training import Average, Checkpoint, Log, Muon
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -88,8 +88,8 @@ class Data:
         self.work, self.vae, self.tokenizer, self.steps = work, vae, tokenizer, steps
         self.chunks: list[tuple[Tensor, list[Scene]]] = []
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Latents (B, 4, H/8, W/8) and token ids (B, 77) of a step; one caption in ten is empty."""
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (B, 4, H/8, W/8), weights (B, 1, H/8, W/8), ids (B, 77) of a step; one caption in ten is empty."""
         open_to = min(CHUNKS, len(SIZES) + int(CHUNKS * step / self.steps))
         while len(self.chunks) < open_to:
             self.chunks.append(chunk(self.work, self.vae, len(self.chunks)))
@@ -97,7 +97,9 @@ class Data:
         latents, scenes = self.chunks[rng.randrange(len(self.chunks))]
         picked = rng.sample(range(CHUNK), BATCH)
         captions = ["" if rng.random() < 0.1 else caption(scenes[index], rng)[0] for index in picked]
-        return latents[picked].contiguous(memory_format=torch.channels_last), self.ids(captions)
+        weights = np.stack([importance(scenes[index], *latents.shape[2:]) for index in picked])[:, None]
+        x0 = latents[picked].contiguous(memory_format=torch.channels_last)
+        return x0, torch.from_numpy(weights).float(), self.ids(captions)
 
     def ids(self, captions: list[str]) -> Tensor:
         """Token ids (N, 77)."""
@@ -116,7 +118,9 @@ def alphas_cumprod() -> Tensor:
     return torch.cumprod(1 - betas, 0)
 
 
-def loss_of(text: CLIPTextModel, unet: UNet2DConditionModel, x0: Tensor, ids: Tensor, alphas: Tensor) -> Tensor:
+def loss_of(
+    text: CLIPTextModel, unet: UNet2DConditionModel, x0: Tensor, weights: Tensor, ids: Tensor, alphas: Tensor
+) -> Tensor:
     """v-prediction, weighted so that every noise level counts alike in units of the data (Karras et al., 2022)."""
     t = torch.randint(0, 1000, (len(x0),))
     signal2 = alphas[t].float()[:, None, None, None]
@@ -124,9 +128,9 @@ def loss_of(text: CLIPTextModel, unet: UNet2DConditionModel, x0: Tensor, ids: Te
     noise = torch.randn_like(x0)
     x = signal2.sqrt() * x0 + (1 - signal2).sqrt() * noise
     v = signal2.sqrt() * noise - (1 - signal2).sqrt() * x0
-    weight = (sigma2 / LATENT_STD**2 + 1) / (sigma2 + 1)
+    weights = weights * (sigma2 / LATENT_STD**2 + 1) / (sigma2 + 1)
     predicted = unet(x, t, text(ids).last_hidden_state).sample
-    return (weight * (predicted - v).square()).mean()
+    return (weights * (predicted - v).square()).mean()
 
 
 def train(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, reader: nn.Module, steps: int) -> None:
@@ -139,7 +143,7 @@ def train(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, reader: nn.M
     checkpoint = Checkpoint(work / "unet.pt", [text, unet], optimiser, average)
     data, alphas, log = Data(work, vae, tokenizer, steps), alphas_cumprod(), Log("unet", steps, 50)
     for step in range(checkpoint.load(), steps):
-        optimiser.set_progress(step / steps)
+        optimiser.set_progress(step / steps, level=0.02)
         loss = loss_of(text, unet, *data.batch(step), alphas)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*text.parameters(), *unet.parameters()], 1.0)
