@@ -49,7 +49,9 @@ def vae_(pictures: int) -> None:
     """PSNR of held-out pictures through nestling's exported autoencoder."""
     values = attributes.reconstruction(Pipeline.open("nestling"), pictures)
     figures = {"pictures": pictures, "mean_db": sum(values) / len(values), "min_db": min(values)}
-    click.echo(f"PSNR over {pictures} held-out pictures: mean {figures['mean_db']:.2f} dB, least {figures['min_db']:.2f}")
+    click.echo(
+        f"PSNR over {pictures} held-out pictures: mean {figures['mean_db']:.2f} dB, least {figures['min_db']:.2f}"
+    )
     record.write("vae", figures)
 
 

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from ovenbird import Pipeline, Request
 
 SOURCE = Path(__file__).resolve().parents[1] / "models" / "nestling" / "source"
-PROMPTS = ("a large red house in the snow at night under the stars", "a small yellow boat on the sea, on the left, at sunset")
+PROMPTS = (
+    "a large red house in the snow at night under the stars",
+    "a small yellow boat on the sea, on the left, at sunset",
+)
 SCHEDULERS = ("ddim", "pndm", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras")
 STEPS = 20
 

@@ -41,7 +41,9 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ir_version=10,
     )
     onnx.save(model, folder / "model.onnx")
-    openvino.save_model(openvino.convert_model(folder / "model.onnx"), folder / "openvino_model.xml", compress_to_fp16=False)
+    openvino.save_model(
+        openvino.convert_model(folder / "model.onnx"), folder / "openvino_model.xml", compress_to_fp16=False
+    )
     return folder
 
 
@@ -105,7 +107,9 @@ def test_cuda_is_refused_where_it_is_not() -> None:
         create("onnxruntime", "cuda")
 
 
-def test_e7_the_cache_is_used_and_a_damaged_entry_is_not(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_e7_the_cache_is_used_and_a_damaged_entry_is_not(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OVENBIRD_CACHE", str(tmp_path))
     shapes = {"x": (2, 4)}
 

@@ -8,8 +8,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import ovenbird
 import pytest
+
+import ovenbird
 
 FORBIDDEN = {"torch", "transformers", "diffusers", "optimum", "pickle", "onnx", "nncf", "ovenbird_export"}
 
@@ -53,7 +54,10 @@ def test_imports_point_one_way(root: Path) -> None:
             continue
         for name in imports(path):
             parts = name.split(".")
-            if parts[0] == "ovenbird" and len(parts) > 1 and not hasattr(ovenbird, parts[1]) or parts[:2] == ["ovenbird", "backends"]:
+            if (parts[0] == "ovenbird" and len(parts) > 1 and not hasattr(ovenbird, parts[1])) or parts[:2] == [
+                "ovenbird",
+                "backends",
+            ]:
                 assert layer(parts[1]) >= layer(own), f"{path.name} imports {name}"
 
 
@@ -64,14 +68,17 @@ def test_the_converter_uses_only_the_lower_rows(root: Path) -> None:
 
 
 def test_all_is_what_is_public() -> None:
-    public = {name for name, value in vars(ovenbird).items() if not name.startswith("_") and hasattr(value, "__module__")}
+    public = {
+        name for name, value in vars(ovenbird).items() if not name.startswith("_") and hasattr(value, "__module__")
+    }
     assert set(ovenbird.__all__) - {"__version__"} == public
 
 
 def test_a_whole_run_loads_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from ovenbird.cli import main\n"
-        "main(['generate', '--prompt', 'a red house', '--num-inference-steps', '2', '--output', 'a.png'], standalone_mode=False)\n"
+        "words = ['generate', '--prompt', 'a red house', '--num-inference-steps', '2', '--output', 'a.png']\n"
+        "main(words, standalone_mode=False)\n"
         f"print(sorted({FORBIDDEN!r} & set(sys.modules) - {{'pickle'}}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

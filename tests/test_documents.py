@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import tables  # noqa: E402
+from benchmarks import tables
 
 
 @pytest.mark.parametrize("path", tables.DOCUMENTS, ids=lambda path: path.parent.name)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+
 from ovenbird.backends import BACKENDS, Shapes, create
 from ovenbird.bundle import Bundle
 from ovenbird.errors import ModelError, NumericError, RequestError
@@ -22,6 +23,7 @@ pytest.importorskip("torch")
 pytest.importorskip("optimum")
 
 import export_tiny
+
 from ovenbird_export.cli import export, parse_precisions
 from ovenbird_export.export import export_folder
 from ovenbird_export.precisions import PRECISIONS, is_halved
@@ -258,6 +260,7 @@ def test_a_weight_that_is_lost_on_the_way_is_noticed(
 ) -> None:
     import onnx
     from onnx import numpy_helper
+
     from ovenbird_export import graphs
 
     def write(traced: Path, precision: Any, folder: Path) -> None:
@@ -329,6 +332,7 @@ def test_a_source_that_cannot_be_trusted_is_refused(
 def test_old_names_of_weights_are_understood(copy: Path) -> None:
     import safetensors.torch
     import torch
+
     from ovenbird_export.modules import read_module
     from ovenbird_export.source import Source
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from ovenbird.errors import Cancelled, RequestError, ResourceError
 from ovenbird_export import publish
 

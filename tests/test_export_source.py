@@ -7,6 +7,7 @@ from pathlib import Path
 
 import export_tiny
 import pytest
+
 from ovenbird.errors import ModelError, RequestError
 from ovenbird_export.source import Source
 

@@ -13,8 +13,8 @@ import pytest
 from ovenbird import Bundle, Pipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import attributes  # noqa: E402
-from scenes import ATTRIBUTES, Scene  # noqa: E402
+from benchmarks import attributes
+from scenes import ATTRIBUTES, Scene
 
 CAPTIONS = 40
 

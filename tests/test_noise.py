@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+
 from ovenbird.errors import RequestError
 from ovenbird.noise import (
     TorchNoise,

@@ -48,7 +48,15 @@ def test_the_picture_is_that_of_diffusers(engine: Pipeline, reference: Any, sche
 
 
 def test_the_published_folder_is_what_the_source_exports_to(nestling: Path, tmp_path: Path) -> None:
-    words = ["export", str(nestling / "source"), str(tmp_path / "nestling"), "--precision", "fp16", "--name", "nestling"]
+    words = [
+        "export",
+        str(nestling / "source"),
+        str(tmp_path / "nestling"),
+        "--precision",
+        "fp16",
+        "--name",
+        "nestling",
+    ]
     result = CliRunner().invoke(cli.main, words)
     assert result.exit_code == 0, result.output
     ours, new = Pipeline.open(nestling, precision="fp16"), Pipeline.open(tmp_path / "nestling", precision="fp16")

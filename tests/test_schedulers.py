@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
+
 from ovenbird.errors import ModelError, RequestError
 from ovenbird.noise import TorchNoise
 from ovenbird.schedulers import (

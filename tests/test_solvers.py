@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
+
 from ovenbird import solvers
 from ovenbird.noise import TorchNoise, karras_sigmas
 from ovenbird.schedulers import PREDICTIONS

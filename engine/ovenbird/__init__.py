@@ -1,10 +1,10 @@
 """ovenbird: Stable Diffusion without a GPU.
 
-    from ovenbird import Pipeline, Request
+from ovenbird import Pipeline, Request
 
-    pipeline = Pipeline.open("nestling")
-    result = pipeline.generate(Request(prompt="a red house in the snow", seed=7))
-    result.images[0].save("house.png")
+pipeline = Pipeline.open("nestling")
+result = pipeline.generate(Request(prompt="a red house in the snow", seed=7))
+result.images[0].save("house.png")
 """
 
 from ovenbird.bundle import Bundle

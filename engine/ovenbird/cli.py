@@ -77,8 +77,14 @@ def main(debug: bool) -> None:
     warnings.showwarning = _warn
 
 
-def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int,
-          file: TextIO | None = None, line: str | None = None) -> None:
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
@@ -86,7 +92,11 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, lineno
 @click.option("--prompt", required=True, help="What the picture shows.")
 @click.option("--negative-prompt", default="", help="What it does not show.")
 @click.option("--model", default=EMBEDDED, help="A name, or the folder of an exported model.")
-@click.option("--output", type=click.Path(path_type=Path), help=f"The PNG to write.  [default: {DEFAULT_OUTPUT}, or the next free name]")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help=f"The PNG to write.  [default: {DEFAULT_OUTPUT}, or the next free name]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an --output that exists.")
 @click.option("--height", type=int, help="Pixels, a multiple of 8.  [default: the model's]")
 @click.option("--width", type=int, help="Pixels, a multiple of 8.  [default: the model's]")
@@ -98,24 +108,52 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, lineno
 @click.option("--eta", type=float, default=0.0, help="Fresh noise of DDIM, 0 to 1.")
 @click.option("--beta-start", type=float, help="First beta of training.  [default: the model's]")
 @click.option("--beta-end", type=float, help="Last beta of training.  [default: the model's]")
-@click.option("--beta-schedule", help="How betas grow: linear, scaled_linear, squaredcos_cap_v2.  [default: the model's]")
+@click.option(
+    "--beta-schedule", help="How betas grow: linear, scaled_linear, squaredcos_cap_v2.  [default: the model's]"
+)
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Variant of the model.  [default: the first there is]")
 @click.option("--backend", type=click.Choice(list(BACKENDS)), default="openvino", help="Runtime.")
 @click.option("--device", default="cpu", help="Device of the runtime.")
 @click.option("--threads", type=int, help="Processor threads.  [default: every core]")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the timing report to this JSON file too.")
 @click.option("--quiet", is_flag=True, help="Print the pictures' paths and nothing else.")
-def generate(prompt: str, negative_prompt: str, model: str, output: Path | None, overwrite: bool, height: int | None,
-             width: int | None, num_inference_steps: int, guidance_scale: float, seed: int | None, num_images: int,
-             scheduler: str | None, eta: float, beta_start: float | None, beta_end: float | None,
-             beta_schedule: str | None, precision: str | None, backend: str, device: str, threads: int | None,
-             report: Path | None, quiet: bool) -> None:
+def generate(
+    prompt: str,
+    negative_prompt: str,
+    model: str,
+    output: Path | None,
+    overwrite: bool,
+    height: int | None,
+    width: int | None,
+    num_inference_steps: int,
+    guidance_scale: float,
+    seed: int | None,
+    num_images: int,
+    scheduler: str | None,
+    eta: float,
+    beta_start: float | None,
+    beta_end: float | None,
+    beta_schedule: str | None,
+    precision: str | None,
+    backend: str,
+    device: str,
+    threads: int | None,
+    report: Path | None,
+    quiet: bool,
+) -> None:
     """Make a picture of a prompt."""
     timings = _timings()
     request = Request(
-        prompt=prompt, negative_prompt=negative_prompt, height=height, width=width,
-        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, eta=eta, seed=seed,
-        num_images_per_prompt=num_images, scheduler=scheduler,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        eta=eta,
+        seed=seed,
+        num_images_per_prompt=num_images,
+        scheduler=scheduler,
     )
     if scheduler is not None:
         schedulers.sampler(scheduler)  # a wrong name stops here, before any model is read
@@ -123,7 +161,12 @@ def generate(prompt: str, negative_prompt: str, model: str, output: Path | None,
     _check_folder("report", report)
     betas = {"beta_start": beta_start, "beta_end": beta_end, "beta_schedule": beta_schedule}
     pipeline = Pipeline.open(
-        model, backend, device, threads=threads, precision=precision, timings=timings,
+        model,
+        backend,
+        device,
+        threads=threads,
+        precision=precision,
+        timings=timings,
         scheduler_config={name: value for name, value in betas.items() if value is not None},
     )
     request = request.settled(pipeline.bundle.default_size)
@@ -188,7 +231,7 @@ def _facts(pipeline: Pipeline, request: Request, seed: int) -> Mapping[str, Any]
         "model": pipeline.bundle.name,
         "model_key": pipeline.bundle.key,
         "weights": pipeline.bundle.precision,
-        "scheduler_config": pipeline.scheduler_config,
+        "scheduler_config": pipeline.scheduler_overrides,
         "backend": f"{pipeline.backend.name} {pipeline.backend.version}",
         "device": pipeline.backend.device,
         "inference_precision": pipeline.precision,

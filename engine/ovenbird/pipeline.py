@@ -47,18 +47,34 @@ class Picture:
 class Pipeline:
     """A model on a runtime; components are compiled when first needed and kept for the next request."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, inference_precision: str | None = None,
-                 scheduler_config: Mapping[str, Any] | None = None, timings: Timings | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        inference_precision: str | None = None,
+        scheduler_config: Mapping[str, Any] | None = None,
+        timings: Timings | None = None,
+    ) -> None:
         self.bundle, self.backend = bundle, backend
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
-        self.scheduler_config = {**bundle.scheduler_config, **(scheduler_config or {})}
+        self.scheduler_overrides = dict(scheduler_config or {})
         self._compiled: dict[tuple[str, tuple[Any, ...]], CompiledModel] = {}
 
     @classmethod
-    def open(cls, model: str | Path = EMBEDDED, backend: str = "openvino", device: str = "cpu", *,
-             threads: int | None = None, precision: str | None = None, inference_precision: str | None = None,
-             scheduler_config: Mapping[str, Any] | None = None, timings: Timings | None = None) -> Pipeline:
+    def open(
+        cls,
+        model: str | Path = EMBEDDED,
+        backend: str = "openvino",
+        device: str = "cpu",
+        *,
+        threads: int | None = None,
+        precision: str | None = None,
+        inference_precision: str | None = None,
+        scheduler_config: Mapping[str, Any] | None = None,
+        timings: Timings | None = None,
+    ) -> Pipeline:
         """Find and check a model folder and start a runtime; nothing is compiled yet.
 
         ``precision`` chooses the variant of the folder (``fp32``, ``fp16``), ``inference_precision`` the arithmetic
@@ -70,14 +86,16 @@ class Pipeline:
             bundle = Bundle.open(model, precision)
             bundle.verify_once()
             runtime = create(backend, device, threads)
-        return cls(bundle, runtime, inference_precision=inference_precision,
-                   scheduler_config=scheduler_config, timings=timings)
+        return cls(
+            bundle, runtime, inference_precision=inference_precision, scheduler_config=scheduler_config, timings=timings
+        )
 
     def scheduler(self, request: Request) -> Scheduler:
         """The sampler that this request means.  Raises ``RequestError`` for an unknown name."""
+        config = {**self.bundle.scheduler_config, **self.scheduler_overrides}
         if request.scheduler is None:
-            return schedulers.from_config(self.scheduler_config)
-        return schedulers.from_name(request.scheduler, self.scheduler_config)
+            return schedulers.from_config(config)
+        return schedulers.from_name(request.scheduler, config)
 
     def generate(self, request: Request) -> Result:
         """All the pictures of a request."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from ovenbird.errors import RequestError
 
+from ovenbird.errors import RequestError
 from ovenbird_export.precisions import PRECISIONS, Precision
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from ovenbird import __version__
 from ovenbird.bundle import MANIFEST_FORMAT
 from ovenbird.errors import MissingExtraError, RequestError
-
 from ovenbird_export import publish
 from ovenbird_export.job import Job
 from ovenbird_export.precisions import Precision

@@ -12,8 +12,8 @@ import diffusers
 import safetensors.torch
 import torch
 import transformers
-from ovenbird.errors import ModelError
 
+from ovenbird.errors import ModelError
 from ovenbird_export.recipes import Arrays, Cases, Part
 from ovenbird_export.source import Source
 

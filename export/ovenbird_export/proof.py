@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from ovenbird.backends import BACKENDS, create
 from ovenbird.errors import NumericError
-
 from ovenbird_export.recipes import Arrays, Cases, Part
 
 Figures = dict[str, dict[str, object]]

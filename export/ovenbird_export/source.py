@@ -13,7 +13,6 @@ from typing import Any
 
 from ovenbird.bundle import read_json
 from ovenbird.errors import ModelError, RequestError
-
 from ovenbird_export.recipes import RECIPES, Recipe
 
 CARD = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")

@@ -8,7 +8,6 @@ from typing import Any
 
 from ovenbird.bundle import read_json
 from ovenbird.errors import ModelError
-
 from ovenbird_export.source import read_text
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")

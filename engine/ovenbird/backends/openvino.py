@@ -76,7 +76,16 @@ class OpenVINO:
 
     def _key(self, model: str, component: str, shapes: Shapes, properties: Mapping[str, Any]) -> str:
         device = self.core.get_property(self.device.upper(), "FULL_DEVICE_NAME") if self.device != "auto" else "auto"
-        facts = [model, component, sorted(shapes.items()), properties, ov.get_version(), self.device, device, _isa_limit()]
+        facts = [
+            model,
+            component,
+            sorted(shapes.items()),
+            properties,
+            ov.get_version(),
+            self.device,
+            device,
+            _isa_limit(),
+        ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest() + ".blob"
 
     def _import(self, blob: bytes, properties: Mapping[str, Any]) -> ov.CompiledModel | None:
@@ -145,7 +154,6 @@ def _graph_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise ModelError(f"{folder} holds neither openvino_model.xml nor model.onnx", hint="export the model again")
-
 
 
 def _isa_limit() -> str:

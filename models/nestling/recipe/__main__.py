@@ -7,13 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
-import reader
 import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+import reader
 import unet
 import vae
 import vocabulary
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
 
 HERE = Path(__file__).resolve().parent
 STEPS = {"vae": 4500, "reader": 600, "unet": 2200}

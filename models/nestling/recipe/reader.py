@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from scenes import ATTRIBUTES, random_scene, render
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from scenes import ATTRIBUTES, random_scene, render
 from training import Average, Checkpoint, Log, Muon
 from vae import to_tensor
 
@@ -21,9 +23,11 @@ def build() -> nn.Sequential:
     """Five strided convolutions and one head over all attributes; (N, 3, 128, 128) -> (N, sum of SPLITS)."""
     layers: list[nn.Module] = []
     channels = (3, 24, 48, 64, 96, 96)
-    for before, after in zip(channels, channels[1:], strict=False):
+    for before, after in pairwise(channels):
         layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.1), nn.Linear(96 * 16, 128), nn.SiLU(), nn.Linear(128, sum(SPLITS)))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Dropout(0.1), nn.Linear(96 * 16, 128), nn.SiLU(), nn.Linear(128, sum(SPLITS))
+    )
 
 
 def examples(seed: int, count: int, held_out: bool) -> tuple[Tensor, Tensor]:

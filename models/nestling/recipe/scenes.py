@@ -129,9 +129,7 @@ def _word(options: tuple[str, ...], rng: random.Random) -> str:
 def _sentence(scene: Scene, said: set[str], rng: random.Random) -> str:
     skies = NIGHT_SKIES if scene.time == "night" else SKIES
     tables = {"place": PLACES, "ground": GROUNDS, "time": TIMES, "backdrop": BACKDROPS, "sky": skies}
-    clauses = {
-        name: _word(table[getattr(scene, name)], rng) for name, table in tables.items() if name in said
-    }
+    clauses = {name: _word(table[getattr(scene, name)], rng) for name, table in tables.items() if name in said}
     words = [
         _word(table[getattr(scene, name)], rng)
         for name, table in (("size", SIZES), ("colour", COLOURS), ("kind", KINDS))
@@ -322,14 +320,25 @@ class Painter:
         self._polygon([(x - 0.42 * s, wall), (x + 0.42 * s, wall), (x + 0.42 * s, base), (x - 0.42 * s, base)], paint)
         roof = [(x - 0.54 * s, wall), (x, wall - 0.44 * s), (x + 0.54 * s, wall)]
         self._polygon(roof, darker(paint, 0.62))
-        door = [(x - 0.26 * s, base - 0.34 * s), (x - 0.06 * s, base - 0.34 * s), (x - 0.06 * s, base), (x - 0.26 * s, base)]
+        door = [
+            (x - 0.26 * s, base - 0.34 * s),
+            (x - 0.06 * s, base - 0.34 * s),
+            (x - 0.06 * s, base),
+            (x - 0.26 * s, base),
+        ]
         self._polygon(door, self._lit((120, 80, 50)), line=0)
         self.draw.rectangle((x + 0.08 * s, base - 0.42 * s, x + 0.29 * s, base - 0.2 * s), fill=self.window)
 
     def _tree(self, x: float, base: float, s: float, paint: RGB) -> None:
         trunk = self._lit((122, 82, 52))
         self._polygon(
-            [(x - 0.09 * s, base - 0.5 * s), (x + 0.09 * s, base - 0.5 * s), (x + 0.11 * s, base), (x - 0.11 * s, base)], trunk
+            [
+                (x - 0.09 * s, base - 0.5 * s),
+                (x + 0.09 * s, base - 0.5 * s),
+                (x + 0.11 * s, base),
+                (x - 0.11 * s, base),
+            ],
+            trunk,
         )
         parts = ((-0.24, -0.55, 0.26), (0.24, -0.55, 0.26), (0.0, -0.82, 0.32))
         for dx, dy, r in parts:
@@ -340,21 +349,48 @@ class Painter:
     def _boat(self, x: float, base: float, s: float, paint: RGB) -> None:
         self.draw.line((x, base - 0.3 * s, x, base - 1.05 * s), fill=self.ink, width=4)
         sail = self._lit((252, 244, 222))
-        self._polygon([(x + 0.04 * s, base - 1.0 * s), (x + 0.42 * s, base - 0.38 * s), (x + 0.04 * s, base - 0.38 * s)], sail)
-        self._polygon([(x - 0.05 * s, base - 0.9 * s), (x - 0.05 * s, base - 0.38 * s), (x - 0.34 * s, base - 0.38 * s)], sail)
-        hull = [(x - 0.54 * s, base - 0.3 * s), (x + 0.54 * s, base - 0.3 * s), (x + 0.34 * s, base + 0.04 * s), (x - 0.34 * s, base + 0.04 * s)]
+        self._polygon(
+            [(x + 0.04 * s, base - 1.0 * s), (x + 0.42 * s, base - 0.38 * s), (x + 0.04 * s, base - 0.38 * s)], sail
+        )
+        self._polygon(
+            [(x - 0.05 * s, base - 0.9 * s), (x - 0.05 * s, base - 0.38 * s), (x - 0.34 * s, base - 0.38 * s)], sail
+        )
+        hull = [
+            (x - 0.54 * s, base - 0.3 * s),
+            (x + 0.54 * s, base - 0.3 * s),
+            (x + 0.34 * s, base + 0.04 * s),
+            (x - 0.34 * s, base + 0.04 * s),
+        ]
         self._polygon(hull, paint)
 
     def _balloon(self, x: float, base: float, s: float, paint: RGB) -> None:
         cy, r = base - 0.82 * s, 0.46 * s
-        self._polygon([(x - 0.3 * s, cy + 0.3 * s), (x + 0.3 * s, cy + 0.3 * s), (x + 0.1 * s, base - 0.18 * s), (x - 0.1 * s, base - 0.18 * s)], paint)
+        self._polygon(
+            [
+                (x - 0.3 * s, cy + 0.3 * s),
+                (x + 0.3 * s, cy + 0.3 * s),
+                (x + 0.1 * s, base - 0.18 * s),
+                (x - 0.1 * s, base - 0.18 * s),
+            ],
+            paint,
+        )
         self._ellipse(x, cy, r, r, paint)
         self._ellipse(x, cy, 0.17 * s, r - 3, darker(paint, 0.78), line=0)
-        basket = [(x - 0.1 * s, base - 0.16 * s), (x + 0.1 * s, base - 0.16 * s), (x + 0.08 * s, base), (x - 0.08 * s, base)]
+        basket = [
+            (x - 0.1 * s, base - 0.16 * s),
+            (x + 0.1 * s, base - 0.16 * s),
+            (x + 0.08 * s, base),
+            (x - 0.08 * s, base),
+        ]
         self._polygon(basket, self._lit((150, 104, 62)))
 
     def _mushroom(self, x: float, base: float, s: float, paint: RGB) -> None:
-        stem = [(x - 0.13 * s, base - 0.5 * s), (x + 0.13 * s, base - 0.5 * s), (x + 0.17 * s, base), (x - 0.17 * s, base)]
+        stem = [
+            (x - 0.13 * s, base - 0.5 * s),
+            (x + 0.13 * s, base - 0.5 * s),
+            (x + 0.17 * s, base),
+            (x - 0.17 * s, base),
+        ]
         self._polygon(stem, self._lit((250, 238, 214)))
         top = base - 0.45 * s
         box = (x - 0.52 * s, top - 0.52 * s, x + 0.52 * s, top + 0.52 * s)
@@ -377,12 +413,24 @@ class Painter:
         self._polygon(tower, paint)
         for low, high in ((0.3, 0.5), (0.72, 0.9)):
             y0, y1 = base - low * tall, base - high * tall
-            stripe = [(x - edge(low) + 2, y0), (x - edge(high) + 2, y1), (x + edge(high) - 2, y1), (x + edge(low) - 2, y0)]
+            stripe = [
+                (x - edge(low) + 2, y0),
+                (x - edge(high) + 2, y1),
+                (x + edge(high) - 2, y1),
+                (x + edge(low) - 2, y0),
+            ]
             self._polygon(stripe, band, line=0)
         top = base - tall
-        lamp = [(x - 0.12 * s, top - 0.18 * s), (x + 0.12 * s, top - 0.18 * s), (x + 0.12 * s, top), (x - 0.12 * s, top)]
+        lamp = [
+            (x - 0.12 * s, top - 0.18 * s),
+            (x + 0.12 * s, top - 0.18 * s),
+            (x + 0.12 * s, top),
+            (x - 0.12 * s, top),
+        ]
         self._polygon(lamp, (255, 232, 130))
-        self._polygon([(x - 0.18 * s, top - 0.18 * s), (x, top - 0.34 * s), (x + 0.18 * s, top - 0.18 * s)], darker(paint, 0.62))
+        self._polygon(
+            [(x - 0.18 * s, top - 0.18 * s), (x, top - 0.34 * s), (x + 0.18 * s, top - 0.18 * s)], darker(paint, 0.62)
+        )
 
 
 def render(scene: Scene, rng: random.Random, width: int = 128, height: int = 128) -> Image.Image:

@@ -19,7 +19,9 @@ class Muon(torch.optim.Optimizer):
     ``torch.optim.Muon`` takes matrices only; here a kernel (out, in, 3, 3) counts as a matrix (out, 9 in).
     """
 
-    def __init__(self, modules: Iterable[nn.Module], lr: float, adam_lr: float, embeddings: set[int] | None = None) -> None:
+    def __init__(
+        self, modules: Iterable[nn.Module], lr: float, adam_lr: float, embeddings: set[int] | None = None
+    ) -> None:
         matrices, others = [], []
         for module in modules:
             for parameter in module.parameters():

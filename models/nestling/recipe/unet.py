@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
 from reader import accuracy
 from scenes import ATTRIBUTES, Scene, caption, importance, random_scene, render
-from torch import Tensor, nn
 from training import Average, Checkpoint, Log, Muon
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vae import LATENT_STD, SIZES, to_tensor
 
 SCHEDULE = dict(
@@ -163,7 +164,13 @@ def train(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, reader: nn.M
 
 @torch.no_grad()
 def generate(
-    text: CLIPTextModel, unet: UNet2DConditionModel, vae: AutoencoderKL, ids: Tensor, empty: Tensor, guidance: float, steps: int
+    text: CLIPTextModel,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    ids: Tensor,
+    empty: Tensor,
+    guidance: float,
+    steps: int,
 ) -> Tensor:
     """Pictures (N, 3, 128, 128) in -1 .. 1 by the sampler that the model card recommends."""
     scheduler = DPMSolverMultistepScheduler(**SCHEDULE, use_karras_sigmas=True, steps_offset=1)

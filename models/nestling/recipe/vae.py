@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from scenes import random_scene, render
 from torch import Tensor
+
+from scenes import random_scene, render
 from training import Average, Checkpoint, Log, Muon
 
 SIZES = ((128, 128), (128, 128), (160, 96), (96, 160))  # width, height

@@ -6,9 +6,10 @@ import json
 import random
 from pathlib import Path
 
-from scenes import caption, random_scene
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
+
+from scenes import caption, random_scene
 
 MERGES = 500
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
