@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from benchmarks import attributes, parity, record, start, tables
+from benchmarks import attributes, parity, pictures, record, start, tables
 from ovenbird import Pipeline
 
 
@@ -75,6 +75,15 @@ def parity_(folder: Path) -> None:
         for scheduler, row in rows.items():
             click.echo(f"{backend:<12} {scheduler:<16} mean {row['mean']:.4f}/255  max {row['max']}/255")
     record.write("parity", figures)
+
+
+@main.command("pictures")
+def pictures_() -> None:
+    """Draw the ten pictures of the README."""
+    for prompt in pictures.PROMPTS:
+        click.echo(prompt)
+    pictures.SHEET.parent.mkdir(exist_ok=True)
+    pictures.sheet(Pipeline.open("nestling")).save(pictures.SHEET)
 
 
 @main.command("tables")

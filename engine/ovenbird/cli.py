@@ -18,7 +18,7 @@ import click
 from ovenbird import __version__, machine, schedulers
 from ovenbird.backends import BACKENDS
 from ovenbird.bundle import EMBEDDED, PRECISIONS
-from ovenbird.errors import Cancelled, OvenbirdError, RequestError
+from ovenbird.errors import Cancelled, OvenbirdError, RequestError, ResourceError
 from ovenbird.metadata import save_png
 from ovenbird.pipeline import Picture, Pipeline, Step
 from ovenbird.request import Request
@@ -57,8 +57,11 @@ def polite_errors(debug: bool) -> Iterator[None]:
         click.echo("\nstopped; finished pictures are kept", err=True)
         sys.exit(Cancelled.exit_code)
     except MemoryError as error:
-        _complain(OvenbirdError("out of memory", hint="ask for a smaller size"), debug, error)
-        sys.exit(4)
+        _complain(ResourceError("out of memory", hint="ask for a smaller size"), debug, error)
+        sys.exit(ResourceError.exit_code)
+    except OSError as error:
+        _complain(ResourceError(f"{error.filename or 'a file'}: {error.strerror or error}"), debug, error)
+        sys.exit(ResourceError.exit_code)
 
 
 def _complain(error: OvenbirdError, debug: bool, cause: BaseException | None = None) -> None:

@@ -113,7 +113,7 @@ def random_scene(rng: random.Random, held_out: bool | None = False) -> Scene:
 def caption(scene: Scene, rng: random.Random) -> tuple[str, set[str]]:
     """Speak of a scene in ordinary English; also give the names of the attributes that were mentioned."""
     keep = 0.9 if rng.random() < 0.8 else 0.5
-    chances = dict.fromkeys(ATTRIBUTES, keep) | {"kind": 1.0, "colour": max(keep, 0.8)}
+    chances = dict.fromkeys(ATTRIBUTES, keep) | {"kind": 1.0, "colour": max(keep, 0.8), "place": max(keep, 0.9)}
     if scene.backdrop == "none":
         chances["backdrop"] = 0.4
     if scene.sky == "clear":

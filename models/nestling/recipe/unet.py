@@ -123,7 +123,8 @@ def loss_of(
     text: CLIPTextModel, unet: UNet2DConditionModel, x0: Tensor, weights: Tensor, ids: Tensor, alphas: Tensor
 ) -> Tensor:
     """v-prediction, weighted so that every noise level counts alike in units of the data (Karras et al., 2022)."""
-    t = torch.randint(0, 1000, (len(x0),))
+    # Half of them where noise hides the layout: only there do the words have to say where things are.
+    t = torch.where(torch.rand(len(x0)) < 0.5, torch.randint(750, 1000, (len(x0),)), torch.randint(0, 1000, (len(x0),)))
     signal2 = alphas[t].float()[:, None, None, None]
     sigma2 = (1 - signal2) / signal2
     noise = torch.randn_like(x0)
@@ -144,7 +145,7 @@ def train(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, reader: nn.M
     checkpoint = Checkpoint(work / "unet.pt", [text, unet], optimiser, average)
     data, alphas, log = Data(work, vae, tokenizer, steps), alphas_cumprod(), Log("unet", steps, 50)
     for step in range(checkpoint.load(), steps):
-        optimiser.set_progress(step / steps, level=0.02)
+        optimiser.set_progress(step / steps, level=0.8)
         loss = loss_of(text, unet, *data.batch(step), alphas)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*text.parameters(), *unet.parameters()], 1.0)
