@@ -35,7 +35,7 @@ def diffusers_picture(pipeline: Any, engine: Pipeline, scheduler: str, prompt: s
     import torch
 
     ours = engine.scheduler(Request(prompt=prompt, scheduler=scheduler))
-    pipeline.scheduler = getattr(diffusers, ours.class_name)(**dict(ours.options))
+    pipeline.scheduler = getattr(diffusers, ours.class_name).from_config(dict(ours.options))
     generator = torch.Generator("cpu").manual_seed(seed)
     result = pipeline(prompt, num_inference_steps=STEPS, guidance_scale=7.5, generator=generator, output_type="np")
     pixels: NDArray[np.uint8] = (result.images[0] * 255).round().astype(np.uint8)

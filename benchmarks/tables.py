@@ -35,7 +35,7 @@ def figures() -> str:
         ["second run", _seconds(start["second run"]), "the same"],
         [
             f"fp32 pixels against diffusers, {len(parity)} runtimes, {len(SAMPLERS)} samplers",
-            f"mean {max(g['mean'] for g in gaps):.3f}/255, max {max(g['max'] for g in gaps)}/255",
+            f"mean {max(g['mean'] for g in gaps):.4f}/255, max {max(g['max'] for g in gaps)}/255",
             "`python -m benchmarks parity --folder FP32_FOLDER`",
         ],
         [

@@ -11,7 +11,10 @@ from click.testing import CliRunner
 
 from ovenbird import Pipeline, cli, schedulers
 
-pytestmark = pytest.mark.export
+pytestmark = [
+    pytest.mark.export,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch and diffusers under a newer numpy
+]
 pytest.importorskip("optimum")
 pytest.importorskip("diffusers")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +130,7 @@ class Pipeline:
             seed = (wish.seed + index) % 2**64
             noise = TorchNoise(seed)
             latents = noise(shape) * np.float32(scheduler.init_noise_sigma(wish.num_inference_steps))
-            steps = scheduler.steps(
-                model, latents, wish.num_inference_steps, noise=lambda source=noise: source(shape), eta=wish.eta
-            )
+            steps = scheduler.steps(model, latents, wish.num_inference_steps, noise=partial(noise, shape), eta=wish.eta)
             for step, latents in enumerate(self.timings.each("step", steps), 1):
                 if not np.isfinite(latents).all():
                     raise NumericError(f"unet: the latents are not finite after step {step} of {scheduler.label}")

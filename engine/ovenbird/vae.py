@@ -27,4 +27,5 @@ def decode(decoder: Callable[[Arrays], Arrays], latents: Latents, config: Mappin
 
 def to_uint8(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """-1 .. 1 to 0 .. 255, clipped before the cast."""
-    return np.rint(np.clip(values * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(np.clip(values * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return pixels

@@ -54,9 +54,10 @@ class OpenVINO:
         entry = cache.read(key) if key else None
         if entry is not None:
             names, _, blob = entry.partition(b"\n")
+            inputs, outputs = json.loads(names)
             compiled = self._import(blob, properties)
             if compiled is not None:
-                return OpenVINOModel(compiled, *json.loads(names), "hit")
+                return OpenVINOModel(compiled, inputs, outputs, "hit")
         model = self._read(folder, shapes)
         # Taken before compiling, which may give a port the name of a tensor inside.
         inputs, outputs = _names(model.inputs), _names(model.outputs)

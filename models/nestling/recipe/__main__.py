@@ -17,7 +17,7 @@ import vae
 import vocabulary
 
 HERE = Path(__file__).resolve().parent
-STEPS = {"vae": 4500, "reader": 600, "unet": 2000}
+STEPS = {"vae": 4500, "reader": 600, "unet": 8000}
 
 
 def train(work: Path, steps: dict[str, int]) -> None:

@@ -26,7 +26,7 @@ SCHEDULE = dict(
 )
 BATCH = 64
 CHUNK = 4096
-CHUNKS = 8
+CHUNKS = 12
 
 
 def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel]:
@@ -141,11 +141,11 @@ def train(work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, reader: nn.M
     text, unet = build(tokenizer)
     embeddings = {id(p) for p in text.text_model.embeddings.parameters()}
     optimiser = Muon([text, unet], 0.02, 1e-3, embeddings)
-    average = Average([text, unet], 0.999)
+    average = Average([text, unet], 0.995)
     checkpoint = Checkpoint(work / "unet.pt", [text, unet], optimiser, average)
     data, alphas, log = Data(work, vae, tokenizer, steps), alphas_cumprod(), Log("unet", steps, 50)
     for step in range(checkpoint.load(), steps):
-        optimiser.set_progress(step / steps, level=0.8)
+        optimiser.set_progress(step / steps)
         loss = loss_of(text, unet, *data.batch(step), alphas)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*text.parameters(), *unet.parameters()], 1.0)
