@@ -75,7 +75,7 @@ def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = CliRunner().invoke(export, [str(source), str(folder), "--precision", "fp32,fp16"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "unet: exporting to ONNX ... " in result.stderr
-    assert "note: safety_checker is left out" in result.stderr
+    assert "note: image_encoder is left out" in result.stderr
     lines = result.stdout.splitlines()
     assert [line.split(" (")[0] for line in lines] == [str(folder / "fp32"), str(folder / "fp16")]
     return folder

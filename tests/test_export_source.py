@@ -38,10 +38,10 @@ def test_an_index_that_names_anything_unknown_is_refused(
 
 
 def test_a_good_index_is_read(tmp_path: Path) -> None:
-    export_tiny.write_index(tmp_path)
+    export_tiny.write_index(tmp_path, image_encoder=["transformers", "CLIPVisionModelWithProjection"])
     source = Source.open(tmp_path)
     assert source.classes["unet"] == ("diffusers", "UNet2DConditionModel")
-    assert source.left_out == ("safety_checker",)
+    assert source.left_out == ("image_encoder",)
     assert source.origins == ("text_encoder", "unet", "vae")
 
 
@@ -57,7 +57,7 @@ def test_no_folder_is_a_bad_request_and_no_index_a_bad_model(tmp_path: Path) -> 
     [
         ({"_class_name": "FluxTransformer2DModel"}, "is for a FluxTransformer2DModel"),
         ({"sample_size": 8, "quantization_config": {}}, "'quantization_config' is not known"),
-        ({"sample_size": 8, "time_cond_proj_dim": 256}, "time_cond_proj_dim is 256"),
+        ({"sample_size": 8, "class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
     ],
 )
 def test_settings_that_are_not_this_family_are_refused(tmp_path: Path, config: dict[str, object], message: str) -> None:
@@ -65,7 +65,7 @@ def test_settings_that_are_not_this_family_are_refused(tmp_path: Path, config: d
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=message):
-        Source.open(tmp_path).settings("unet", ["sample_size", "time_cond_proj_dim"])
+        Source.open(tmp_path).settings("unet", ["sample_size", "class_embed_type"])
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.ckpt", "weights.pt"])

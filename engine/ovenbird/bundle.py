@@ -15,10 +15,24 @@ from ovenbird.errors import ModelError, RequestError
 
 MANIFEST = "ovenbird.json"
 MANIFEST_FORMAT = 1
-COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+COMPONENTS = (
+    "text_encoder",
+    "text_encoder_2",
+    "unet",
+    "vae_decoder",
+    "vae_encoder",
+    "tiny_vae_decoder",
+    "safety_checker",
+)
 PRECISIONS = ("fp16", "fp32", "int8", "int8-weights")
 """Variants in the order in which they are preferred when none is asked for."""
-FAMILIES = {"StableDiffusionPipeline": "sd"}
+FAMILIES = {
+    "StableDiffusionPipeline": "sd",
+    "StableDiffusionInpaintPipeline": "sd",
+    "LatentConsistencyModelPipeline": "sd",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
+}
 """``_class_name`` in ``model_index.json`` -> family; prefixes of other exporters (OV, ORT) are dropped first."""
 LARGEST_JSON = 16 << 20
 EMBEDDED = "nestling"

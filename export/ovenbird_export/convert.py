@@ -10,7 +10,7 @@ from ovenbird_export import graphs, modules, proof, publish
 from ovenbird_export.job import Job
 from ovenbird_export.progress import stage
 from ovenbird_export.proof import Figures
-from ovenbird_export.recipes import CHECKS, TRACE, Cases, Part
+from ovenbird_export.recipes import CHECKS, TRACE, Cases, Config, Part, Probe
 
 
 def convert(job: Job, part: Part) -> dict[str, Figures]:
@@ -41,13 +41,20 @@ def _trace(job: Job, part: Part, folder: Path) -> tuple[Cases, dict[str, Cases]]
     with stage(f"{part.name}: exporting to ONNX"):
         graphs.trace(module, part, part.inputs(config, TRACE), folder)
     with stage(f"{part.name}: running torch"):
-        inputs = [part.inputs(config, probe) for probe in CHECKS]
+        inputs = [part.inputs(config, _fitted(job, part, config, probe)) for probe in CHECKS]
         exact = modules.run(module, names, inputs)
         rounded = {}
         for precision in job.precisions:
             precision.round_module(module)
             rounded[precision.name] = modules.run(module, names, inputs)
+    if job.shapes.axes:
+        graphs.fix_axes(folder, {**exact[0][0], **exact[0][1]}, job.shapes.axes)
     return exact, rounded
+
+
+def _fitted(job: Job, part: Part, config: Config, probe: Probe) -> Probe:
+    source = job.source
+    return job.shapes.fit(probe, part.rows(config), source.pixels_per_cell, source.text_length)
 
 
 def _write_configuration(job: Job, part: Part, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from ovenbird import __version__
 from ovenbird.bundle import MANIFEST_FORMAT
 from ovenbird.errors import MissingExtraError, RequestError
 from ovenbird_export import publish
+from ovenbird_export.image_processor import write_image_processor
 from ovenbird_export.job import Job
 from ovenbird_export.precisions import Precision
 from ovenbird_export.progress import note, stage
-from ovenbird_export.source import Source
+from ovenbird_export.recipes import FREE, Shapes
+from ovenbird_export.source import NONE, Changes, Source
 from ovenbird_export.tokenizer import write_tokenizer
 
 TOOLS = ("torch", "diffusers", "transformers", "optimum", "optimum-onnx", "onnx", "openvino", "onnxruntime")
@@ -24,18 +27,25 @@ SPARE_BYTES = 64 << 20
 
 
 def export_folder(
-    source: Path, folder: Path, precisions: Sequence[Precision], *, name: str | None = None, force: bool = False
+    source: Path,
+    folder: Path,
+    precisions: Sequence[Precision],
+    *,
+    name: str | None = None,
+    force: bool = False,
+    changes: Changes = NONE,
+    shapes: Shapes = FREE,
 ) -> list[Path]:
     """Export the diffusers folder ``source`` to ``folder/<precision>``; the folders that were published.
 
     Raises ``RequestError`` and ``ModelError`` before anything is written, ``ResourceError`` when disk or folder cannot
     do it, ``NumericError`` when a component differs from torch; nothing is published then.
     """
-    origin = Source.open(source)
+    origin = Source.open(source, changes)
     name = _checked_name(name if name is not None else origin.name)
     tools = tool_versions()
     with publish.workspace(folder, [precision.name for precision in precisions], force=force) as workspace:
-        job = Job(origin, tuple(precisions), workspace)
+        job = Job(origin, tuple(precisions), workspace, shapes)
         publish.require_space(folder, predicted_bytes(job))
         for component in origin.left_out:
             note(f"{component} is left out")
@@ -43,8 +53,8 @@ def export_folder(
             from ovenbird_export.convert import convert
         for precision in precisions:
             write_rest(job, precision)
-        facts = _facts(origin, name, tools)
-        figures = {part.name: convert(job, part) for part in origin.recipe.parts}
+        facts = _facts(job, name, tools)
+        figures = {part.name: convert(job, part) for part in origin.parts}
         for precision in precisions:
             with stage(f"{precision.name}: manifest"):
                 proof = {part: by_precision[precision.name] for part, by_precision in figures.items()}
@@ -58,22 +68,24 @@ def write_rest(job: Job, precision: Precision) -> None:
     """Everything that has no weights: index, scheduler, tokenizer, model card, licence."""
     folder, source = job.workspace.variant(precision.name), job.source
     with stage(f"{precision.name}: index, scheduler, tokenizer"):
-        for name in ("scheduler", "tokenizer"):
+        for name in ("scheduler", *source.recipe.tokenizers):
             (folder / name).mkdir(parents=True)
-        publish.write_json(folder / "model_index.json", _index(source))
+        publish.write_json(folder / "model_index.json", {**source.index(), "_diffusers_version": version("diffusers")})
         publish.write_json(folder / "scheduler" / "scheduler_config.json", source.scheduler())
-        write_tokenizer(source.folder / "tokenizer", folder / "tokenizer", source.vocabulary())
+        for name, encoder in source.recipe.tokenizers.items():
+            write_tokenizer(source.folder / name, folder / name, source.vocabulary(encoder))
+        if "feature_extractor" in source.classes:
+            write_image_processor(source.folder / "feature_extractor", folder / "feature_extractor")
         for name, content in source.card().items():
             (folder / name).write_bytes(content)
 
 
 def predicted_bytes(job: Job) -> int:
-    """The most that the export holds on the disk at once: both graphs of every variant, and one component's tracing."""
+    """The most that the export holds on the disk at once: both graphs of every variant, and one component as traced."""
     counts = {origin: job.source.weight_count(origin) for origin in job.source.origins}
-    published = sum(counts[part.origin] for part in job.source.recipe.parts)
+    published = sum(counts[part.origin] for part in job.source.parts)
     stored = sum(2 * precision.bytes_per_weight for precision in job.precisions)
-    # Tracing writes float32, first in many files and then in one.
-    return published * stored + max(counts.values()) * 2 * 4 + SPARE_BYTES
+    return published * stored + max(counts.values()) * 4 + SPARE_BYTES
 
 
 def tool_versions() -> dict[str, str]:
@@ -97,7 +109,8 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _facts(source: Source, name: str, tools: dict[str, str]) -> dict[str, Any]:
+def _facts(job: Job, name: str, tools: dict[str, str]) -> dict[str, Any]:
+    source = job.source
     with stage("source: sha256 of its weights"):
         digest = source.digest()
     return {
@@ -109,16 +122,8 @@ def _facts(source: Source, name: str, tools: dict[str, str]) -> dict[str, Any]:
             "class": source.recipe.pipeline,
             "sha256": digest,
             "licence": source.licence(),
+            **source.merged(),
         },
         "tools": tools,
-    }
-
-
-def _index(source: Source) -> dict[str, Any]:
-    return {
-        "_class_name": source.recipe.pipeline,
-        "_diffusers_version": version("diffusers"),
-        "requires_safety_checker": False,
-        **{name: [None, None] for name in source.recipe.left_out},
-        **{name: list(words) for name, words in source.classes.items()},
+        **({"shapes": asdict(job.shapes)} if job.shapes.axes else {}),
     }

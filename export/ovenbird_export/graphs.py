@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
-import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import onnx
 import openvino as ov
 import torch
-from onnx import numpy_helper
+from onnx import external_data_helper, helper, numpy_helper
 from openvino._offline_transformations import apply_moc_transformations
 from optimum.exporters.onnx import model_configs
-from optimum.exporters.onnx.convert import export_pytorch
 
 from ovenbird_export.precisions import Precision
 from ovenbird_export.recipes import Arrays, Part
@@ -22,42 +23,126 @@ ONNX_FILE = "model.onnx"
 ONNX_DATA = "model.onnx_data"
 IR_FILE = "openvino_model.xml"
 INLINE_BYTES = 1 << 30
-"""Weights up to here lie in ``model.onnx`` itself, larger ones beside it; protobuf ends at 2 GiB."""
+"""Weights up to here, as traced, lie in ``model.onnx`` itself, larger ones beside it; protobuf ends at 2 GiB."""
+OUTSIDE_BYTES = 1024
+"""A tensor from here on lies beside the graph when the large ones do; shapes and the like stay with it."""
+ALIGNMENT = 4096
+"""Where a tensor beside the graph may begin, so that it can be mapped."""
 COUNTED = re.compile(r"[A-Z]\w*_\d+(\.\w+)?")
 """Names that OpenVINO gives by counting every node that the process ever made."""
 
 
+class TinyDecoder(model_configs.VaeDecoderOnnxConfig):  # type: ignore[misc]
+    """What optimum does not know: ``AutoencoderTiny``, which has no list of blocks by name."""
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        factor = 2 ** (len(self._config.block_out_channels) - 1)
+        return {"sample": {0: "batch_size", 2: f"latent_height * {factor}", 3: f"latent_width * {factor}"}}
+
+
+class TinyEncoder(model_configs.VaeEncoderOnnxConfig):  # type: ignore[misc]
+    """Its other half, which gives latents and no distribution of them."""
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        factor = 2 ** (len(self._config.block_out_channels) - 1)
+        return {"latent_sample": {0: "batch_size", 2: f"sample_height / {factor}", 3: f"sample_width / {factor}"}}
+
+
+class SafetyChecker(model_configs.CLIPVisionModelOnnxConfig):  # type: ignore[misc]
+    """What optimum leaves in torch: the safety checker.  Its first output has the name that diffusers gives it."""
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        return {"clip_input": {0: "batch_size"}}
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        return {name: {0: "batch_size"} for name in ("has_nsfw_concepts", "concept_scores", "special_scores")}
+
+
+OURS = {kind.__name__: kind for kind in (TinyDecoder, TinyEncoder, SafetyChecker)}
+
+
 def onnx_config(module: torch.nn.Module, part: Part) -> Any:
-    """What optimum knows about the part: the names of its inputs and outputs, and which axes are free."""
-    return getattr(model_configs, part.onnx_config)(module.config)
+    """The names of a part's inputs and outputs and which axes are free, as optimum knows them or as we do."""
+    kind: Any = OURS.get(part.onnx_config) or getattr(model_configs, part.onnx_config)
+    return kind(module.config)
 
 
+@torch.no_grad()
 def trace(module: torch.nn.Module, part: Part, inputs: Arrays, folder: Path) -> None:
     """Write ``model.onnx`` in float32, with free batch, sides and length of text.
 
     optimum's ``main_export`` stands in the way: it holds the whole pipeline and two more copies of the VAE, and traces
-    at the configured size, which divides evenly (see ``recipes.TRACE``) and costs SD 1.5 minutes.  What is below it
-    does everything else: names, free axes, and patches that let transformers be traced.
+    at the configured size, which divides evenly (see ``recipes.TRACE``) and costs SD 1.5 minutes.  So does its
+    ``export_pytorch``: weights over 2 GiB, which torch writes one tensor to a file, it reads back into memory beside
+    the module.  What is below both is used: names, free axes, and patches that let transformers be traced.
     """
     config = onnx_config(module, part)
-    config.generate_dummy_inputs = lambda framework: {n: torch.from_numpy(array) for n, array in inputs.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    export_pytorch(module, config, config.DEFAULT_ONNX_OPSET, folder / ONNX_FILE)
+    with config.patch_model_for_export(module, model_kwargs={}):
+        names = config.ordered_inputs(module)
+        torch.onnx.export(
+            module,
+            ({name: torch.from_numpy(inputs[name]) for name in names},),
+            f=str(folder / ONNX_FILE),
+            input_names=list(names),
+            output_names=list(config.outputs),
+            dynamic_axes={**names, **config.outputs},
+            opset_version=config.DEFAULT_ONNX_OPSET,
+            dynamo=False,
+        )
+
+
+def fix_axes(folder: Path, arrays: Arrays, words: Sequence[str]) -> None:
+    """Fix the axes with one of ``words`` in their names at the sizes of ``arrays``, which are inputs and outputs."""
+    model = onnx.load(folder / ONNX_FILE, load_external_data=False)
+    for port in [*model.graph.input, *model.graph.output]:
+        for axis, size in zip(port.type.tensor_type.shape.dim, arrays[port.name].shape, strict=True):
+            if any(word in axis.dim_param for word in words):
+                axis.dim_value = size
+    del model.graph.value_info[:]  # what was known of the tensors inside, with the old axes in it
+    onnx.save_model(model, folder / ONNX_FILE)
 
 
 def write_onnx(traced: Path, precision: Precision, folder: Path) -> None:
-    """Write a variant's ``model.onnx`` from the traced one."""
-    model = onnx.load(traced / ONNX_FILE)
-    precision.shrink_onnx(model)
-    large = sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer) > INLINE_BYTES
-    onnx.save_model(
-        model,
-        folder / ONNX_FILE,
-        save_as_external_data=large,
-        location=ONNX_DATA if large else None,
-    )
-    if large:  # onnx lets nobody else read what it puts beside the graph
-        shutil.copymode(folder / ONNX_FILE, folder / ONNX_DATA)
+    """Write a variant's ``model.onnx`` from the traced one, reading one tensor at a time."""
+    model = onnx.load(traced / ONNX_FILE, load_external_data=False)
+    graph = model.graph
+    large = sum(_size(tensor) for tensor in graph.initializer) > INLINE_BYTES
+    casts = []
+    with (folder / ONNX_DATA).open("wb") if large else nullcontext() as data:
+        for tensor in graph.initializer:
+            values = numpy_helper.to_array(tensor, str(traced))
+            stored, name = precision.store(values), tensor.name
+            if stored.dtype != values.dtype:
+                tensor.name = f"{name}.{stored.dtype}"
+                kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+                casts.append(helper.make_node("Cast", [tensor.name], [name], f"{name}.widen", to=kind))
+            _put(tensor, numpy_helper.from_array(stored, tensor.name), data)
+    for tensor in (attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")):
+        if external_data_helper.uses_external_data(tensor):
+            external_data_helper.load_external_data_for_tensor(tensor, str(traced))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save_model(model, folder / ONNX_FILE)
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    size: int = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return size
+
+
+def _put(tensor: onnx.TensorProto, stored: onnx.TensorProto, data: IO[bytes] | None) -> None:
+    if data is not None and len(stored.raw_data) >= OUTSIDE_BYTES:
+        data.write(bytes(-data.tell() % ALIGNMENT))
+        external_data_helper.set_external_data(stored, ONNX_DATA, data.tell(), len(stored.raw_data))
+        data.write(stored.raw_data)
+        stored.ClearField("raw_data")
+    tensor.CopyFrom(stored)
 
 
 def write_ir(precision: Precision, folder: Path) -> None:

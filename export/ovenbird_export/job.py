@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ovenbird_export.precisions import Precision
 from ovenbird_export.publish import Workspace
+from ovenbird_export.recipes import FREE, Shapes
 from ovenbird_export.source import Source
 
 
@@ -16,3 +17,4 @@ class Job:
     source: Source
     precisions: tuple[Precision, ...]
     workspace: Workspace
+    shapes: Shapes = FREE

@@ -20,12 +20,13 @@ LARGEST_HALF = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class Precision:
-    """A variant: what is done to the weights of torch's module, of the ONNX graph and of the IR, each in place."""
+    """A variant: what is done to the weights of torch's module and of the IR, in place, and to each of the graph's."""
 
     name: str
     bytes_per_weight: int
     round_module: Callable[[Any], None]
-    shrink_onnx: Callable[[Any], None]
+    store: Callable[[NDArray[Any]], NDArray[Any]]
+    """A tensor as the ONNX graph stores it; with another type, a Cast follows it."""
     shrink_ir: Callable[[Any], None]
 
 
@@ -43,6 +44,16 @@ def keep(_: Any) -> None:
     """Leave the weights as they are."""
 
 
+def whole(values: NDArray[Any]) -> NDArray[Any]:
+    """A tensor as it is."""
+    return values
+
+
+def halved(values: NDArray[Any]) -> NDArray[Any]:
+    """A weight in half if it ``is_halved``."""
+    return values.astype(np.float16) if values.dtype == np.float32 and is_halved(values) else values
+
+
 def halve_module(module: Any) -> None:
     """Round the weights that a variant stores in half; what torch computes then is what the variant must give."""
     for parameter in module.parameters():
@@ -50,30 +61,15 @@ def halve_module(module: Any) -> None:
             parameter.data = parameter.data.half().float()
 
 
-def halve_onnx(model: Any) -> None:
-    """Store weights in half, each with a Cast behind it that has the weight's old name."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        values = numpy_helper.to_array(tensor)
-        if is_halved(values):
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.f16"))
-            casts.append(helper.make_node("Cast", [f"{name}.f16"], [name], f"{name}.widen", to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
 def halve_ir(model: Any) -> None:
-    """Store in half whatever is exact in half: OpenVINO folded the Casts of ``halve_onnx`` away, not their rounding."""
+    """Store in half whatever is exact in half: OpenVINO folded the Casts behind ``halved`` away, not their rounding."""
     import openvino as ov
     from openvino import opset13 as ops
 
-    for constant in [op for op in model.get_ops() if op.get_type_name() == "Constant"]:
+    constants = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
+    constants.reverse()
+    while constants:  # each is let go as soon as it is replaced
+        constant = constants.pop()
         if constant.get_element_type() != ov.Type.f32 or not is_exact_in_half(constant.data):
             continue
         name = constant.get_friendly_name()
@@ -85,7 +81,7 @@ def halve_ir(model: Any) -> None:
 PRECISIONS = {
     precision.name: precision
     for precision in (
-        Precision("fp32", 4, keep, keep, keep),
-        Precision("fp16", 2, halve_module, halve_onnx, halve_ir),
+        Precision("fp32", 4, keep, whole, keep),
+        Precision("fp16", 2, halve_module, halved, halve_ir),
     )
 }

@@ -6,17 +6,19 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ovenbird.bundle import read_json
 from ovenbird.errors import ModelError, RequestError
-from ovenbird_export.recipes import RECIPES, Recipe
+from ovenbird_export.lora import Lora
+from ovenbird_export.recipes import CHECKER, RECIPES, TINY, Part, Recipe
 
 CARD = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 LARGEST_TEXT = 4 << 20
+MOST_BLOCKS = 8
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
@@ -25,8 +27,32 @@ WEIGHTS = (
     "model.fp16.safetensors",
 )
 """Names that a component's weights may have, the first one found wins."""
-NOTES = ("_class_name", "_diffusers_version", "_name_or_path")
+SHARD_INDEXES = tuple(f"{name}.index.json" for name in WEIGHTS)
+SHARD = re.compile(r"\w+(\.fp16)?-\d{5}-of-\d{5}(\.fp16)?\.safetensors")
+NOTES = ("_class_name", "_diffusers_version", "_name_or_path", "_commit_hash")
 """Keys that say where a file came from and set nothing."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is exported otherwise than the folder has it.  Changes nothing by itself."""
+
+    vae: Path | None = None
+    """Instead of the folder's: another autoencoder's folder, or a safetensors file for the settings of the own one."""
+    tiny_vae: Path | None = None
+    """The folder of an ``AutoencoderTiny`` that decodes beside the full one."""
+    loras: tuple[Lora, ...] = ()
+    without: tuple[str, ...] = ()
+    """Optional components that are not exported."""
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """Components that come from elsewhere."""
+        given = {"vae": self.vae, "tiny_vae": self.tiny_vae}
+        return {component: path for component, path in given.items() if path is not None}
+
+
+NONE = Changes()
 
 
 @dataclass(frozen=True)
@@ -39,26 +65,40 @@ class Source:
     """Component -> library and class."""
     left_out: tuple[str, ...]
     """What the folder names and the export leaves out."""
+    flags: Mapping[str, bool | None] = field(default_factory=dict)
+    """The keys of ``model_index.json`` that are no components, and are kept."""
+    changes: Changes = NONE
 
     @classmethod
-    def open(cls, folder: Path) -> Source:
+    def open(cls, folder: Path, changes: Changes = NONE) -> Source:
         """Raises ``RequestError`` when there is no such folder, ``ModelError`` when it holds anything unknown."""
         if not folder.is_dir():
             raise RequestError(f"source: {folder} is not a folder", hint="give a folder that diffusers saved")
         path = folder / "model_index.json"
         index = read_json(path)
         recipe = _recipe(path, index)
+        known = {**recipe.classes, **recipe.optional, **recipe.left_out}
+        _refuse_unknown(path, index, [*NOTES, *known, *recipe.flags])
         entries = {key: _class_of(path, key, value) for key, value in index.items() if isinstance(value, list)}
-        _refuse_unknown(path, index, [*NOTES, *recipe.classes, *recipe.left_out, "requires_safety_checker"])
+        entries |= {key: _given_class(place, entries.get(key)) for key, place in changes.places.items()}
         for key, name in entries.items():
-            allowed = {**recipe.classes, **recipe.left_out}.get(key, ())
+            allowed = known.get(key, ())
             if name not in allowed and (name is not None or key in recipe.classes):
                 raise ModelError(f"{path}: {key} may not be a {name}; known: {', '.join(allowed) or 'none'}")
         for key in recipe.classes:
             if key not in entries:
                 raise ModelError(f"{path} names no {key}")
-        classes = {key: (index[key][0], index[key][1]) for key in recipe.classes}
-        return cls(folder, recipe, classes, tuple(key for key in recipe.left_out if entries.get(key)))
+        flags = {key: index[key] for key in recipe.flags if key in index}
+        for key, value in flags.items():
+            if value not in recipe.flags[key]:
+                raise ModelError(f"{path}: {key} is {value!r}; a {recipe.pipeline} has {recipe.flags[key]}")
+        taken = [*recipe.classes, *_optional(path, recipe, entries, changes)]
+        classes = {key: _split(entries[key]) for key in taken}
+        left_out = tuple(key for key in known if entries.get(key) and key not in taken)
+        source = cls(folder, recipe, classes, left_out, flags, changes)
+        for lora in changes.loras:
+            lora.check(source.origins)
+        return source
 
     @property
     def name(self) -> str:
@@ -66,29 +106,48 @@ class Source:
         return self.folder.resolve().name
 
     @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """What is exported."""
+        return tuple(part for part in self.recipe.parts if self.classes.get(part.origin, ("", ""))[1] == part.kind)
+
+    @cached_property
     def origins(self) -> tuple[str, ...]:
         """The components that have weights."""
-        return tuple(dict.fromkeys(part.origin for part in self.recipe.parts))
+        return tuple(dict.fromkeys(part.origin for part in self.parts))
+
+    def home(self, component: str) -> Path:
+        """The folder with the component's settings."""
+        place = self.changes.places.get(component)
+        return place if place is not None and place.is_dir() else self.folder / component
 
     def settings(self, component: str, known: Iterable[str], ignored: Iterable[str] = ()) -> dict[str, Any]:
         """The component's ``config.json`` with only ``known`` keys in it.  Raises ``ModelError`` for any other key."""
-        path = self.folder / component / "config.json"
+        path = self.home(component) / "config.json"
         config = read_json(path)
         known = set(known)
-        named = config.get("_class_name", (config.get("architectures") or [None])[0])
-        self._agree(path, component, named)
+        self._agree(path, component, _named_class(config))
         _refuse_unknown(path, config, [*NOTES, *known, *ignored])
-        for key in self.recipe.unset.get(component, ()):
-            if config.get(key) is not None:
-                raise ModelError(f"{path}: {key} is {config[key]!r}; a {self.recipe.pipeline} has no input for it")
+        for key, allowed in self.recipe.fixed.get(component, {}).items():
+            if config.get(key) not in allowed:
+                raise ModelError(f"{path}: {key} is {config.get(key)!r}; in a {self.recipe.pipeline} it is {allowed}")
         return {key: value for key, value in config.items() if key in known}
 
-    def weights(self, component: str) -> Path:
-        """The component's safetensors file.  Raises ``ModelError``; never considers a pickle."""
-        folder = self.folder / component
+    def refuse_unknown(self, component: str, found: Mapping[str, Any], known: Iterable[str]) -> None:
+        """Raise ``ModelError`` when settings inside the component's settings are not all ``known``."""
+        _refuse_unknown(self.home(component) / "config.json", found, [*NOTES, *known])
+
+    def weights(self, component: str) -> tuple[Path, ...]:
+        """The component's safetensors files, one unless it is sharded.  Raises ``ModelError``; considers no pickle."""
+        place = self.changes.places.get(component)
+        if place is not None and place.is_file():
+            return (place,)
+        folder = self.home(component)
         for name in WEIGHTS:
             if (folder / name).is_file():
-                return folder / name
+                return (folder / name,)
+        for name in SHARD_INDEXES:
+            if (folder / name).is_file():
+                return _shards(folder / name)
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES) if folder.is_dir() else []
         if pickles:
             raise ModelError(
@@ -101,21 +160,43 @@ class Source:
         """How many numbers the component has, from the header of its file alone."""
         from safetensors import SafetensorError, safe_open
 
-        path = self.weights(component)
-        try:
-            with safe_open(path, framework="numpy") as file:
-                return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        except SafetensorError as error:
-            raise ModelError(f"{path} is not a safetensors file: {error}") from error
+        count = 0
+        for path in self.weights(component):
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    names = file.keys()
+                    count += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+            except SafetensorError as error:
+                raise ModelError(f"{path} is not a safetensors file: {error}") from error
+        return count
 
     def digest(self) -> str:
         """What ``sha256sum`` gives for its own list of the weight files, in the order of their names."""
-        lines = []
-        for path in sorted(self.weights(component) for component in self.origins):
-            with path.open("rb") as file:
-                name = path.relative_to(self.folder).as_posix()
-                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+        files = {f"{origin}/{path.name}": path for origin in self.origins for path in self.weights(origin)}
+        lines = [f"{_sha256(path)}  {name}\n" for name, path in sorted(files.items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def merged(self) -> dict[str, Any]:
+        """What came from elsewhere, for the manifest; empty without changes."""
+        places = {component: place.resolve().name for component, place in self.changes.places.items()}
+        loras = [
+            {"name": lora.path.name, "scale": lora.scale, "sha256": _sha256(lora.path)} for lora in self.changes.loras
+        ]
+        return places | ({"loras": loras} if loras else {})
+
+    def index(self) -> dict[str, Any]:
+        """The entries of the export's own ``model_index.json``.
+
+        The safety checker is not named there: optimum-intel would look for torch's weights where its graphs lie.
+        """
+        absent = {key: [None, None] for key in (*self.recipe.optional, *self.recipe.left_out) if key not in TINY}
+        flags = dict(self.flags)
+        if "requires_safety_checker" in self.recipe.flags:
+            flags["requires_safety_checker"] = "safety_checker" in self.classes
+        named = {key: list(words) for key, words in self.classes.items() if key != "safety_checker"}
+        if "feature_extractor" in named:
+            named["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+        return {"_class_name": self.recipe.pipeline, **absent, **flags, **named}
 
     def scheduler(self) -> dict[str, Any]:
         """``scheduler_config.json`` with the class that ``model_index.json`` names.  Raises ``ModelError``."""
@@ -128,13 +209,31 @@ class Source:
                 raise ModelError(f"{path}: {key!r} is not a scheduler's setting")
         return settings | {"_class_name": self.classes["scheduler"][1]}
 
-    def vocabulary(self) -> int:
-        """How many tokens the text encoder knows.  Raises ``ModelError``."""
-        path = self.folder / "text_encoder" / "config.json"
-        size = read_json(path).get("vocab_size")
-        if not isinstance(size, int):
-            raise ModelError(f"{path}: vocab_size is {size!r}, not a number")
-        return size
+    def vocabulary(self, text_encoder: str) -> int:
+        """How many tokens a text encoder knows.  Raises ``ModelError``."""
+        return self._number(text_encoder, "vocab_size")
+
+    @cached_property
+    def text_length(self) -> int:
+        """How many tokens the text encoder reads at most.  Raises ``ModelError``."""
+        return self._number("text_encoder", "max_position_embeddings", 77)
+
+    @cached_property
+    def pixels_per_cell(self) -> int:
+        """The side in pixels of one cell of the latents.  Raises ``ModelError``."""
+        path = self.home("vae") / "config.json"
+        config = read_json(path)
+        blocks = config.get("block_out_channels", config.get("decoder_block_out_channels"))
+        if not isinstance(blocks, list) or not 1 <= len(blocks) <= MOST_BLOCKS:
+            raise ModelError(f"{path}: its blocks are {blocks!r}, not a list of channels")
+        return int(2 ** (len(blocks) - 1))
+
+    def _number(self, component: str, key: str, default: int | None = None) -> int:
+        path = self.home(component) / "config.json"
+        number = read_json(path).get(key, default)
+        if not isinstance(number, int):
+            raise ModelError(f"{path}: {key} is {number!r}, not a number")
+        return number
 
     def _agree(self, path: Path, component: str, named: str | None) -> None:
         if named not in (None, self.classes[component][1]):
@@ -165,6 +264,11 @@ def read_text(path: Path) -> str:
         raise ModelError(f"{path} is not UTF-8 text: {error}") from error
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _recipe(path: Path, index: Mapping[str, Any]) -> Recipe:
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in RECIPES:
@@ -178,6 +282,50 @@ def _class_of(path: Path, key: str, value: list[Any]) -> str | None:
     if len(value) != 2 or not all(isinstance(word, str) for word in value):
         raise ModelError(f"{path}: {key} is {value!r}, not a library and a class")
     return ".".join(value)
+
+
+def _split(name: str | None) -> tuple[str, str]:
+    library, _, kind = str(name).rpartition(".")
+    return library, kind
+
+
+def _named_class(config: Mapping[str, Any]) -> Any:
+    return config.get("_class_name", (config.get("architectures") or [None])[0])
+
+
+def _given_class(place: Path, own: str | None) -> str | None:
+    # A file brings weights for the class that the folder names; a folder says itself what it holds.
+    if place.is_file() and own is not None:
+        return own
+    if not place.is_dir():
+        raise RequestError(f"{place} is not a folder with a config.json and weights")
+    return f"diffusers.{_named_class(read_json(place / 'config.json'))}"
+
+
+def _optional(path: Path, recipe: Recipe, entries: Mapping[str, str | None], changes: Changes) -> list[str]:
+    for key in changes.without:
+        if key not in recipe.optional:
+            raise RequestError(f"without: {key} is not an optional part of a {recipe.pipeline}")
+    taken = [key for key in recipe.optional if entries.get(key) and key not in changes.without]
+    if "safety_checker" not in taken:
+        return [key for key in taken if key not in CHECKER]
+    if "feature_extractor" not in taken:
+        raise ModelError(
+            f"{path} names a safety_checker but no feature_extractor, which prepares its pictures",
+            hint="export it without its safety checker",
+        )
+    return taken
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    names = read_json(index).get("weight_map")
+    found = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
+    for name in found:
+        if not SHARD.fullmatch(name) or not (index.parent / name).is_file():
+            raise ModelError(f"{index} names {name!r}, which is not a shard beside it")
+    if not found:
+        raise ModelError(f"{index} names no shards")
+    return tuple(index.parent / name for name in found)
 
 
 def _refuse_unknown(path: Path, found: Mapping[str, Any], known: Iterable[str]) -> None:
