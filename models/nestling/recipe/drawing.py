@@ -304,5 +304,5 @@ def importance(scene: Scene, rows: int, columns: int) -> np.ndarray:
     wide, tall = unit / columns, unit / rows
     base = 0.66 if scene.kind == "balloon" else 0.83
     thing = (np.abs(x - PLACE_CENTRES[scene.place]) < 0.55 * wide + 0.03) & (y < base) & (y > base - 1.3 * tall - 0.05)
-    weight = np.where(thing, 5.0, np.where((y > 0.05) & (y < 0.32), 2.0, 1.0))
+    weight = np.where(thing, 5.0, np.where((y > 0.05) & (y < 0.32), 4.0, 1.0))
     return weight / weight.mean()
