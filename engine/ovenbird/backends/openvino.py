@@ -20,8 +20,6 @@ from ovenbird.backends import Arrays, Port, Shapes, fit
 from ovenbird.errors import ModelError, RequestError
 from ovenbird.machine import usable_cores
 
-PRECISIONS = {"f32": "f32", "bf16": "bf16", "f16": "f16"}
-
 
 class OpenVINO:
     """The OpenVINO runtime on a device by OpenVINO's own name (``cpu``, ``gpu``, ``npu``, ``auto``)."""
@@ -70,7 +68,7 @@ class OpenVINO:
 
     def _properties(self, precision: str) -> dict[str, Any]:
         # Always asked for: without the hint OpenVINO may choose bf16 by itself.
-        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         if self._threads:
             properties["INFERENCE_NUM_THREADS"] = self._threads
         return properties
