@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import openvino as ov
 import torch
 from onnx import numpy_helper
+from openvino import opset13 as ops
 from openvino._offline_transformations import apply_moc_transformations
 from optimum.exporters.onnx import model_configs
 from optimum.exporters.onnx.convert import export_pytorch
@@ -69,6 +71,7 @@ def write_ir(precision: Precision, folder: Path) -> None:
     apply_moc_transformations(model, cf=False)
     precision.shrink_ir(model)
     _name_ports(model, onnx.load(folder / ONNX_FILE, load_external_data=False).graph)
+    _take_whole_timesteps(model)
     _rename_counted(model)
     ov.save_model(model, folder / IR_FILE, compress_to_fp16=False)
 
@@ -81,6 +84,19 @@ def _name_ports(model: Any, graph: onnx.GraphProto) -> None:
             output.get_tensor().set_names(set())
     for port, value in zip([*model.inputs, *model.outputs], [*graph.input, *graph.output], strict=True):
         port.get_tensor().set_names({value.name})
+
+
+def _take_whole_timesteps(model: Any) -> None:
+    # One int64, because openvino-genai gives nothing else.  The engine takes the rounding out again when it reads this.
+    for parameter in model.get_parameters():
+        if "timestep" in parameter.output(0).names:
+            readers, shape = parameter.output(0).get_target_inputs(), parameter.get_output_shape(0)
+            parameter.set_element_type(ov.Type.i64)
+            parameter.set_partial_shape(ov.PartialShape([1]))
+            number = ops.reshape(ops.convert(parameter, "f32"), np.array(shape, np.int64), special_zero=False)
+            for reader in readers:
+                reader.replace_source_output(number.output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def _rename_counted(model: Any) -> None:

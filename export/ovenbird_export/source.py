@@ -122,7 +122,8 @@ class Source:
         path = self.folder / "scheduler" / "scheduler_config.json"
         config = read_json(path)
         self._agree(path, "scheduler", config.get("_class_name"))
-        settings = {key: value for key, value in config.items() if not key.startswith("_")}
+        # diffusers writes its default lambda_min_clipped as -Infinity, which is no JSON: openvino-genai stops there.
+        settings = {key: value for key, value in config.items() if not key.startswith("_") and value != -math.inf}
         for key, value in settings.items():
             if isinstance(value, dict) or not key.isidentifier():
                 raise ModelError(f"{path}: {key!r} is not a scheduler's setting")

@@ -97,6 +97,7 @@ class OpenVINO:
         path = _graph_file(folder)
         with _as_model_error(path):
             model = self.core.read_model(path)
+            _take_fractions(model)
             model.reshape({port: _static(port, shapes) for port in model.inputs})
         return model
 
@@ -140,6 +141,14 @@ def _names(ports: list[Any]) -> list[str]:
 def _port(port: Any) -> Port:
     shape = tuple(d.get_length() if d.is_static else None for d in port.partial_shape)
     return Port(shape, port.element_type.to_dtype())
+
+
+def _take_fractions(model: ov.Model) -> None:
+    # Folders take the timestep as a whole number, then cast it to float.  Many samplers stop in between.
+    for parameter in model.get_parameters():
+        if "timestep" in parameter.output(0).names:
+            parameter.set_element_type(ov.Type.f32)
+    model.validate_nodes_and_infer_types()
 
 
 def _static(port: Any, shapes: Shapes) -> list[int]:
