@@ -18,7 +18,8 @@ from ovenbird.cli import DEFAULT_STEPS
 NESTLING = Path(__file__).resolve().parents[1] / "models" / "nestling"
 sys.path.insert(0, str(NESTLING / "recipe"))
 
-from scenes import ATTRIBUTES, Scene, caption, random_scene, render  # noqa: E402
+from drawing import render  # noqa: E402
+from scenes import ATTRIBUTES, Scene, caption, random_scene  # noqa: E402
 
 Wish = tuple[Scene, str, set[str]]  # what was meant, how it was said, which attributes were mentioned
 Scores = dict[str, float]

@@ -24,9 +24,11 @@ pytest.importorskip("optimum")
 
 import export_tiny
 
-from ovenbird_export.cli import export, parse_precisions
-from ovenbird_export.export import export_folder
+from ovenbird_export.cli import export
+from ovenbird_export.export import Wish, export_folder
 from ovenbird_export.precisions import PRECISIONS, is_halved
+
+FP16 = Wish(precisions=(PRECISIONS["fp16"],))
 
 pytestmark = [
     pytest.mark.export,
@@ -207,7 +209,7 @@ def test_the_tokenizer_gives_the_ids_of_transformers(exported: Path, source: Pat
 
 
 def test_the_same_source_gives_the_same_bytes(exported: Path, source: Path, tmp_path: Path) -> None:
-    export_folder(source, tmp_path, parse_precisions("fp16"))
+    export_folder(source, tmp_path, FP16)
     for name in names(exported / "fp16"):
         assert (tmp_path / "fp16" / name).read_bytes() == (exported / "fp16" / name).read_bytes(), name
 
@@ -216,7 +218,11 @@ def test_large_weights_lie_beside_the_graph(exported: Path, tmp_path: Path, monk
     from ovenbird_export import graphs
 
     monkeypatch.setattr(graphs, "INLINE_BYTES", 0)
-    graphs.write_onnx(exported / "fp32" / "vae_decoder", PRECISIONS["fp16"], tmp_path)
+    import onnx
+
+    base = exported / "fp32" / "vae_decoder"
+    model = onnx.load(base / "model.onnx", load_external_data=False)
+    graphs.write_onnx(model, base, PRECISIONS["fp16"], tmp_path)
     assert (tmp_path / "model.onnx_data").stat().st_size > (tmp_path / "model.onnx").stat().st_size
     assert (tmp_path / "model.onnx_data").stat().st_mode == (tmp_path / "model.onnx").stat().st_mode
     inputs = {"latent_sample": np.ones((1, 4, 2, 2), np.float32)}
@@ -231,7 +237,7 @@ def test_large_weights_lie_beside_the_graph(exported: Path, tmp_path: Path, monk
 
 def refused(source: Path, folder: Path, message: str, kind: type[Exception] = ModelError) -> None:
     with pytest.raises(kind, match=message):
-        export_folder(source, folder, parse_precisions("fp16"))
+        export_folder(source, folder, FP16)
     assert not folder.exists()
 
 
@@ -241,9 +247,9 @@ def test_a_missed_gate_publishes_nothing(
 ) -> None:
     from ovenbird_export import proof
 
-    def broken(folder: Path, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        outputs = real(folder, name, inputs)
-        return {key: value + (name == runtime) * np.float32(2e-4) for key, value in outputs.items()}
+    def broken(folder: Path, name: str, calls: Any) -> Any:
+        extra = (name == runtime) * np.float32(2e-4)
+        return [{key: value + extra for key, value in outputs.items()} for outputs in real(folder, name, calls)]
 
     real = proof.run
     monkeypatch.setattr(proof, "run", broken)

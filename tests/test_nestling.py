@@ -32,7 +32,8 @@ def test_there_are_at_least_20_000_scenes_of_8_attributes() -> None:
 def test_captions_differ_and_drawings_repeat() -> None:
     import random
 
-    from scenes import caption, render
+    from drawing import render
+    from scenes import caption
 
     scene = Scene("night", "snow", "hills", "disc", "house", "red", "large", "left")
     rng = random.Random(0)

@@ -72,6 +72,11 @@ class Bundle:
         return self.name == EMBEDDED and any(root in self.path.parents for root in model_roots())
 
     @cached_property
+    def index(self) -> dict[str, Any]:
+        """``model_index.json``."""
+        return read_json(self.path / "model_index.json")
+
+    @cached_property
     def scheduler_config(self) -> dict[str, Any]:
         """``scheduler/scheduler_config.json``."""
         return read_json(self.path / "scheduler" / "scheduler_config.json")

@@ -41,26 +41,26 @@ class Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with polite_errors(ctx.params["debug"]):
+        with polite_errors(ctx):
             return super().invoke(ctx)
 
 
 @contextmanager
-def polite_errors(debug: bool) -> Iterator[None]:
+def polite_errors(ctx: click.Context) -> Iterator[None]:
     """Turn what is raised on purpose into ``error:``, ``hint:`` and an exit code."""
     try:
         yield
     except OvenbirdError as error:
-        _complain(error, debug)
+        _complain(error, ctx.params["debug"])
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         click.echo("\nstopped; finished pictures are kept", err=True)
         sys.exit(Cancelled.exit_code)
     except MemoryError as error:
-        _complain(ResourceError("out of memory", hint="ask for a smaller size"), debug, error)
+        _complain(ResourceError("out of memory", hint="ask for a smaller size"), ctx.params["debug"], error)
         sys.exit(ResourceError.exit_code)
     except OSError as error:
-        _complain(ResourceError(f"{error.filename or 'a file'}: {error.strerror or error}"), debug, error)
+        _complain(ResourceError(f"{error.filename or 'a file'}: {error.strerror or error}"), ctx.params["debug"], error)
         sys.exit(ResourceError.exit_code)
 
 
@@ -89,6 +89,10 @@ def _warn(
     line: str | None = None,
 ) -> None:
     click.echo(f"warning: {message}", err=True)
+
+
+def _debug_here_too(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    ctx.find_root().params["debug"] |= value
 
 
 @main.command(context_settings={"show_default": True})
@@ -120,6 +124,14 @@ def _warn(
 @click.option("--threads", type=int, help="Processor threads.  [default: every core]")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the timing report to this JSON file too.")
 @click.option("--quiet", is_flag=True, help="Print the pictures' paths and nothing else.")
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_debug_here_too,
+    help="Show the traceback of an error.",
+)
 def generate(
     prompt: str,
     negative_prompt: str,

@@ -17,9 +17,9 @@ Model = Callable[[Latents, float], Latents]
 def guided(unet: Callable[[Arrays], Arrays], conditioning: Conditioning, guidance_scale: float) -> Model:
     """Classifier-free guidance (Ho and Salimans, 2022): both halves in one call, then away from the first.
 
-    ``conditioning`` holds the negative half first.  With ``guidance_scale <= 1`` it holds one half only.
+    ``conditioning`` holds the negative half first; where it holds one half only, there is nothing to guide away from.
     """
-    halves = 2 if guidance_scale > 1 else 1
+    halves = rows(conditioning)
 
     def model(x: Latents, t: float) -> Latents:
         inputs = {"sample": np.repeat(x, halves, axis=0) if halves > 1 else x, "timestep": np.array(t), **conditioning}
@@ -30,3 +30,8 @@ def guided(unet: Callable[[Arrays], Arrays], conditioning: Conditioning, guidanc
         return without + np.float32(guidance_scale) * (given - without)
 
     return model
+
+
+def rows(conditioning: Conditioning) -> int:
+    """How many latents go through the U-Net for one picture: 2 with guidance, else 1."""
+    return len(conditioning["encoder_hidden_states"])

@@ -14,9 +14,9 @@ from PIL import Image
 from ovenbird import machine, schedulers, vae
 from ovenbird.backends import Arrays, Backend, CompiledModel, Shapes, create
 from ovenbird.bundle import EMBEDDED, Bundle
-from ovenbird.denoiser import Conditioning, Latents, guided
-from ovenbird.errors import NumericError
-from ovenbird.families import FAMILIES
+from ovenbird.denoiser import Conditioning, Latents, guided, rows
+from ovenbird.errors import ModelError, NumericError
+from ovenbird.families import condition
 from ovenbird.noise import TorchNoise
 from ovenbird.request import Request, Result
 from ovenbird.timing import TimingReport, Timings, middle
@@ -113,7 +113,11 @@ class Pipeline:
         return self._run(wish, scheduler)
 
     def _check(self, wish: Request, scheduler: Scheduler) -> None:
-        assert wish.height and wish.width and wish.seed is not None
+        channels = self.bundle.config("unet").get("in_channels", self._latent_channels)
+        if channels != self._latent_channels:
+            raise ModelError(
+                f"unet: it takes {channels} channels, so it is for inpainting and needs an image and a mask"
+            )
         scheduler.timesteps(wish.num_inference_steps)
         scheduler.check_eta(wish.eta)
 
@@ -121,9 +125,8 @@ class Pipeline:
         assert wish.height and wish.width and wish.seed is not None
         factor = self.bundle.vae_scale_factor
         shape = (1, self._latent_channels, wish.height // factor, wish.width // factor)
-        conditioning = self._condition(wish)
-        halves = 2 if wish.guidance_scale > 1 else 1
-        unet = self._component("unet", {"sample": (halves, *shape[1:]), **_shapes(conditioning)})
+        conditioning = condition(self.bundle, self._encoder, wish)
+        unet = self._component("unet", {"sample": (rows(conditioning), *shape[1:]), **_shapes(conditioning)})
         model = guided(unet, conditioning, wish.guidance_scale)
         calls = scheduler.calls(wish.num_inference_steps)
         for index in range(wish.num_images_per_prompt):
@@ -139,10 +142,8 @@ class Pipeline:
             pixels = vae.decode(decoder, latents, self.bundle.config("vae_decoder"))
             yield Picture(index, seed, Image.fromarray(pixels))
 
-    def _condition(self, wish: Request) -> Conditioning:
-        encoder = self._component("text_encoder", {"input_ids": (1, 77)})
-        negative = wish.negative_prompt if wish.guidance_scale > 1 else None
-        return FAMILIES[self.bundle.family](self.bundle, encoder, wish.prompt, negative)
+    def _encoder(self, name: str) -> Callable[[Arrays], Arrays]:
+        return self._component(name, {"input_ids": (1, 77)})
 
     @cached_property
     def _latent_channels(self) -> int:
@@ -166,7 +167,7 @@ class Pipeline:
             load_s=spent.sum("load"),
             compile_s=spent.sum("compile"),
             compile_cache={name: model.cache for name, model in compiled.items()},
-            text_encoder_s=spent.sum("text_encoder"),
+            text_encoder_s=spent.sum("text_encoder") + spent.sum("text_encoder_2"),
             first_step_s=steps[0] if steps else 0.0,
             median_step_s=middle(steps),
             steps=len(steps),

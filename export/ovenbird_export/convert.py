@@ -3,62 +3,94 @@
 from __future__ import annotations
 
 import gc
-import shutil
-from pathlib import Path
+from collections.abc import Sequence
 
-from ovenbird_export import graphs, modules, proof, publish
+import onnx
+
+from ovenbird_export import calibration, fidelity, graphs, modules, proof, publish, quantise
 from ovenbird_export.job import Job
+from ovenbird_export.precisions import Precision
 from ovenbird_export.progress import stage
 from ovenbird_export.proof import Figures
-from ovenbird_export.recipes import CHECKS, TRACE, Cases, Config, Part, Probe
+from ovenbird_export.recipes import CHECKS, TRACE, Arrays, Cases, Config, Part, Probe
 
 
 def convert(job: Job, part: Part) -> dict[str, Figures]:
-    """Write and prove one component in every precision: precision -> figures.  Only this one is in memory."""
-    traced = job.workspace.scratch / part.name
-    exact, rounded = _trace(job, part, traced)
+    """Write one component to the reference, and to every variant in which its arithmetic is float32, and prove those.
+
+    Gives precision -> figures.  Only this component is in memory.
+    """
+    exact, rounded = _trace(job, part)
     gc.collect()
     figures = {}
     for precision in job.precisions:
-        folder = job.workspace.variant(precision.name) / part.name
-        with stage(f"{part.name}: writing {precision.name}"):
-            graphs.write_onnx(traced, precision, folder)
-            graphs.write_ir(precision, folder)
-        with stage(f"{part.name}: proving {precision.name}"):
-            figures[precision.name] = proof.prove(folder, part, exact, rounded[precision.name])
-    shutil.rmtree(traced)
+        if part.name not in precision.quantised:
+            model = onnx.load(job.reference / part.name / graphs.ONNX_FILE, load_external_data=False)
+            _write(job, part, precision, model)
+            with stage(f"{part.name}: proving {precision.name}"):
+                figures[precision.name] = proof.prove(job, part, precision, exact, rounded[precision.name])
     return figures
 
 
-def _trace(job: Job, part: Part, folder: Path) -> tuple[Cases, dict[str, Cases]]:
+def quantise_unet(job: Job) -> dict[str, Figures]:
+    """Write the U-Net of every variant that has its arithmetic in eight bits, and prove it: precision -> figures.
+
+    Ranges are measured, and errors too, on what the U-Net is given while the reference draws: numbers from a hat
+    would lie where no ranges were measured.
+    """
+    wanted = [precision for precision in job.precisions if precision.quantised]
+    if not wanted:
+        return {}
+    with stage(f"unet: drawing {len(job.prompts)} prompts to measure on"):
+        samples = calibration.record(job.reference, job.prompts)
+        asked = calibration.record(job.reference, fidelity.PROMPTS)
+        trial = list(zip(asked, proof.run(job.reference / "unet", "openvino", asked), strict=True))
+    part = next(part for part in job.source.parts if part.name == "unet")
+    return {precision.name: _quantise(job, part, precision, samples, trial) for precision in wanted}
+
+
+def _quantise(job: Job, part: Part, precision: Precision, samples: Sequence[Arrays], trial: Cases) -> Figures:
+    with stage(f"{part.name}: measuring ranges over {len(samples)} calls for {precision.name}"):
+        model = quantise.quantise(job.reference / part.name / graphs.ONNX_FILE, samples)
+    _write(job, part, precision, model)
+    with stage(f"{part.name}: proving {precision.name}"):
+        return proof.prove(job, part, precision, trial, trial)
+
+
+def _write(job: Job, part: Part, precision: Precision, model: onnx.ModelProto) -> None:
+    folder = job.workspace.variant(precision.name) / part.name
+    with stage(f"{part.name}: writing {precision.name}"):
+        graphs.write_onnx(model, job.reference / part.name, precision, folder)
+        if "openvino" in job.runtimes:
+            graphs.write_ir(precision, folder)
+        if "onnxruntime" not in job.runtimes:
+            graphs.remove_onnx(folder)
+
+
+def _trace(job: Job, part: Part) -> tuple[Cases, dict[str, Cases]]:
     """All that needs torch: configurations, the traced graph, and what each precision's weights must give."""
     with stage(f"{part.name}: reading the weights"):
         module = modules.read_module(job.source, part.origin)
         modules.adapt(module, part)
-    _write_configuration(job, part, modules.configuration_json(module))
+    for folder in job.folders:
+        (folder / part.name).mkdir(parents=True)
+        publish.write_text(folder / part.name / "config.json", modules.configuration_json(module))
     config = modules.configuration(module)
     names = graphs.onnx_config(module, part).torch_to_onnx_output_map
     with stage(f"{part.name}: exporting to ONNX"):
-        graphs.trace(module, part, part.inputs(config, TRACE), folder)
+        graphs.trace(module, part, part.inputs(config, TRACE), job.reference / part.name)
     with stage(f"{part.name}: running torch"):
         inputs = [part.inputs(config, _fitted(job, part, config, probe)) for probe in CHECKS]
         exact = modules.run(module, names, inputs)
         rounded = {}
-        for precision in job.precisions:
+        for precision in job.precisions:  # in the table's order each rounds more than the one before
             precision.round_module(module)
             rounded[precision.name] = modules.run(module, names, inputs)
     if job.shapes.axes:
-        graphs.fix_axes(folder, {**exact[0][0], **exact[0][1]}, job.shapes.axes)
+        graphs.fix_axes(job.reference / part.name, {**exact[0][0], **exact[0][1]}, job.shapes.axes)
     return exact, rounded
 
 
 def _fitted(job: Job, part: Part, config: Config, probe: Probe) -> Probe:
     source = job.source
     return job.shapes.fit(probe, part.rows(config), source.pixels_per_cell, source.text_length)
-
-
-def _write_configuration(job: Job, part: Part, text: str) -> None:
-    for precision in job.precisions:
-        folder = job.workspace.variant(precision.name) / part.name
-        folder.mkdir(parents=True)
-        publish.write_text(folder / "config.json", text)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ovenbird import __version__
+from ovenbird.backends import BACKENDS
 from ovenbird.bundle import MANIFEST_FORMAT
 from ovenbird.errors import MissingExtraError, RequestError
-from ovenbird_export import publish
+from ovenbird_export import calibration, publish
 from ovenbird_export.image_processor import write_image_processor
 from ovenbird_export.job import Job
 from ovenbird_export.precisions import Precision
@@ -20,72 +20,99 @@ from ovenbird_export.recipes import FREE, Shapes
 from ovenbird_export.source import NONE, Changes, Source
 from ovenbird_export.tokenizer import write_tokenizer
 
-TOOLS = ("torch", "diffusers", "transformers", "optimum", "optimum-onnx", "onnx", "openvino", "onnxruntime")
+TOOLS = ("torch", "diffusers", "transformers", "optimum", "optimum-onnx", "onnx", "nncf", "openvino", "onnxruntime")
 LONGEST_NAME = 64
 SPARE_BYTES = 64 << 20
 """For everything that is not weights: graphs, tokenizer, rounding up to blocks."""
 
 
-def export_folder(
-    source: Path,
-    folder: Path,
-    precisions: Sequence[Precision],
-    *,
-    name: str | None = None,
-    force: bool = False,
-    changes: Changes = NONE,
-    shapes: Shapes = FREE,
-) -> list[Path]:
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of an export, beside the source and the folder."""
+
+    precisions: tuple[Precision, ...]
+    runtimes: tuple[str, ...] = tuple(BACKENDS)
+    shapes: Shapes = FREE
+    changes: Changes = NONE
+    calibration: Path | None = None
+    """Prompts to measure ranges on, one a line; None for the project's own."""
+    name: str | None = None
+    force: bool = False
+
+
+def export_folder(source: Path, folder: Path, wish: Wish) -> list[Path]:
     """Export the diffusers folder ``source`` to ``folder/<precision>``; the folders that were published.
 
     Raises ``RequestError`` and ``ModelError`` before anything is written, ``ResourceError`` when disk or folder cannot
-    do it, ``NumericError`` when a component differs from torch; nothing is published then.
+    do it, ``NumericError`` when a component differs from torch or pictures differ; nothing is published then.
     """
-    origin = Source.open(source, changes)
-    name = _checked_name(name if name is not None else origin.name)
+    origin = Source.open(source, wish.changes)
+    name = _checked_name(wish.name if wish.name is not None else origin.name)
+    prompts = calibration.read_prompts(wish.calibration)
     tools = tool_versions()
-    with publish.workspace(folder, [precision.name for precision in precisions], force=force) as workspace:
-        job = Job(origin, tuple(precisions), workspace, shapes)
+    with publish.workspace(folder, [precision.name for precision in wish.precisions], force=wish.force) as workspace:
+        job = Job(origin, wish.precisions, workspace, wish.shapes, wish.runtimes, prompts)
+        _refuse_what_cannot_be_drawn(job)
         publish.require_space(folder, predicted_bytes(job))
         for component in origin.left_out:
             note(f"{component} is left out")
         with stage("tools: loading"):
-            from ovenbird_export.convert import convert
-        for precision in precisions:
-            write_rest(job, precision)
+            from ovenbird_export import convert, proof
+        with stage("index, scheduler, tokenizer"):
+            for target in job.folders:
+                write_rest(job, target)
         facts = _facts(job, name, tools)
-        figures = {part.name: convert(job, part) for part in origin.parts}
-        for precision in precisions:
+        figures = {part.name: convert.convert(job, part) for part in origin.parts}
+        figures["unet"] |= convert.quantise_unet(job)
+        pictures = proof.prove_pictures(job) if can_draw(job) else {}
+        for precision in wish.precisions:
             with stage(f"{precision.name}: manifest"):
-                proof = {part: by_precision[precision.name] for part, by_precision in figures.items()}
-                facts |= {"precision": precision.name, "verification": proof}
-                publish.write_manifest(workspace.variant(precision.name), facts)
+                found = {part: by_precision[precision.name] for part, by_precision in figures.items()}
+                drawn = pictures.get(precision.name)
+                verification = {"components": found, "pictures": drawn and {"gate_db": precision.psnr_db, **drawn}}
+                manifest = facts | {"precision": precision.name, "verification": verification}
+                publish.write_manifest(workspace.variant(precision.name), manifest)
         with stage("publishing"):
             return workspace.publish()
 
 
-def write_rest(job: Job, precision: Precision) -> None:
+def can_draw(job: Job) -> bool:
+    """Whether the engine makes pictures with this model from a text alone, and one at a time."""
+    return job.source.latents_alone and job.shapes.batch in (None, 1)
+
+
+def _refuse_what_cannot_be_drawn(job: Job) -> None:
+    for precision in job.precisions:
+        if precision.quantised and not can_draw(job):
+            raise RequestError(
+                f"precision: {precision.name} is measured while the model draws, and this one cannot from text alone",
+                hint="use int8-weights, and no --batch above 1",
+            )
+
+
+def write_rest(job: Job, folder: Path) -> None:
     """Everything that has no weights: index, scheduler, tokenizer, model card, licence."""
-    folder, source = job.workspace.variant(precision.name), job.source
-    with stage(f"{precision.name}: index, scheduler, tokenizer"):
-        for name in ("scheduler", *source.recipe.tokenizers):
-            (folder / name).mkdir(parents=True)
-        publish.write_json(folder / "model_index.json", {**source.index(), "_diffusers_version": version("diffusers")})
-        publish.write_json(folder / "scheduler" / "scheduler_config.json", source.scheduler())
-        for name, encoder in source.recipe.tokenizers.items():
-            write_tokenizer(source.folder / name, folder / name, source.vocabulary(encoder))
-        if "feature_extractor" in source.classes:
-            write_image_processor(source.folder / "feature_extractor", folder / "feature_extractor")
-        for name, content in source.card().items():
-            (folder / name).write_bytes(content)
+    source = job.source
+    for name in ("scheduler", *source.recipe.tokenizers):
+        (folder / name).mkdir(parents=True)
+    publish.write_json(folder / "model_index.json", {**source.index(), "_diffusers_version": version("diffusers")})
+    publish.write_json(folder / "scheduler" / "scheduler_config.json", source.scheduler())
+    for name, encoder in source.recipe.tokenizers.items():
+        write_tokenizer(source.folder / name, folder / name, source.vocabulary(encoder))
+    if "feature_extractor" in source.classes:
+        write_image_processor(source.folder / "feature_extractor", folder / "feature_extractor")
+    for name, content in source.card().items():
+        (folder / name).write_bytes(content)
 
 
 def predicted_bytes(job: Job) -> int:
-    """The most that the export holds on the disk at once: both graphs of every variant, and one component as traced."""
+    """The most that the export holds on the disk at once: the reference, and the graphs of every variant."""
     counts = {origin: job.source.weight_count(origin) for origin in job.source.origins}
     published = sum(counts[part.origin] for part in job.source.parts)
-    stored = sum(2 * precision.bytes_per_weight for precision in job.precisions)
-    return published * stored + max(counts.values()) * 4 + SPARE_BYTES
+    stored = sum(len(job.runtimes) * precision.bytes_per_weight for precision in job.precisions)
+    # An IR alone is made from an ONNX that goes again.
+    passing = max(counts.values()) * 4 if len(job.runtimes) < len(BACKENDS) else 0
+    return published * (stored + 4) + passing + SPARE_BYTES
 
 
 def tool_versions() -> dict[str, str]:

@@ -9,14 +9,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import onnx
 import openvino as ov
 import torch
 from onnx import external_data_helper, helper, numpy_helper
+from openvino import opset13 as ops
 from openvino._offline_transformations import apply_moc_transformations
 from optimum.exporters.onnx import model_configs
 
-from ovenbird_export.precisions import Precision
+from ovenbird_export.precisions import Precision, Stored
 from ovenbird_export.recipes import Arrays, Part
 
 ONNX_FILE = "model.onnx"
@@ -107,28 +109,55 @@ def fix_axes(folder: Path, arrays: Arrays, words: Sequence[str]) -> None:
     onnx.save_model(model, folder / ONNX_FILE)
 
 
-def write_onnx(traced: Path, precision: Precision, folder: Path) -> None:
-    """Write a variant's ``model.onnx`` from the traced one, reading one tensor at a time."""
-    model = onnx.load(traced / ONNX_FILE, load_external_data=False)
-    graph = model.graph
+def write_onnx(model: onnx.ModelProto, base: Path, precision: Precision, folder: Path) -> None:
+    """Write a variant's ``model.onnx``, one tensor at a time; weights that ``model`` has not read lie in ``base``."""
+    graph, axes = model.graph, _channel_axes(model.graph)
     large = sum(_size(tensor) for tensor in graph.initializer) > INLINE_BYTES
-    casts = []
+    wider: list[onnx.NodeProto] = []
+    scales: list[onnx.TensorProto] = []
     with (folder / ONNX_DATA).open("wb") if large else nullcontext() as data:
         for tensor in graph.initializer:
-            values = numpy_helper.to_array(tensor, str(traced))
-            stored, name = precision.store(values), tensor.name
-            if stored.dtype != values.dtype:
-                tensor.name = f"{name}.{stored.dtype}"
-                kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-                casts.append(helper.make_node("Cast", [tensor.name], [name], f"{name}.widen", to=kind))
-            _put(tensor, numpy_helper.from_array(stored, tensor.name), data)
+            values = numpy_helper.to_array(tensor, str(base))
+            stored = precision.store(values, axes.get(tensor.name))
+            if stored.values.dtype != values.dtype:
+                wider.append(_widen(tensor, stored))
+            if stored.scale is not None:
+                scales.append(numpy_helper.from_array(stored.scale, wider[-1].input[1]))
+            _put(tensor, numpy_helper.from_array(stored.values, tensor.name), data)
+    graph.initializer.extend(scales)
     for tensor in (attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")):
         if external_data_helper.uses_external_data(tensor):
-            external_data_helper.load_external_data_for_tensor(tensor, str(traced))
-    nodes = [*casts, *graph.node]
+            external_data_helper.load_external_data_for_tensor(tensor, str(base))
+    nodes = [*wider, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
     onnx.save_model(model, folder / ONNX_FILE)
+
+
+def _widen(tensor: onnx.TensorProto, stored: Stored) -> onnx.NodeProto:
+    # The tensor gets another name; what comes out of the node has the old one.
+    name, tensor.name = tensor.name, f"{tensor.name}.{stored.values.dtype}"
+    if stored.scale is None:
+        return helper.make_node("Cast", [tensor.name], [name], f"{name}.widen", to=tensor.data_type)
+    inputs = [tensor.name, f"{name}.scale"]
+    return helper.make_node("DequantizeLinear", inputs, [name], f"{name}.widen", axis=stored.axis)
+
+
+def _channel_axes(graph: onnx.GraphProto) -> dict[str, int]:
+    """The weights of matrices and convolutions, and the axis of each along which the outputs lie."""
+    dims = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    found: dict[str, set[int | None]] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name in dims:
+                found.setdefault(name, set()).add(_output_axis(node, dims[name]) if place == 1 else None)
+    return {name: axis for name, axes in found.items() if len(axes) == 1 and (axis := axes.pop()) is not None}
+
+
+def _output_axis(node: onnx.NodeProto, dims: int) -> int | None:
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    axes = {"Conv": 0, "MatMul": dims - 1, "Gemm": 0 if transposed else 1}
+    return axes.get(node.op_type)
 
 
 def _size(tensor: onnx.TensorProto) -> int:
@@ -145,6 +174,12 @@ def _put(tensor: onnx.TensorProto, stored: onnx.TensorProto, data: IO[bytes] | N
     tensor.CopyFrom(stored)
 
 
+def remove_onnx(folder: Path) -> None:
+    """Take away what ``write_onnx`` wrote, once the IR is made from it."""
+    for name in (ONNX_FILE, ONNX_DATA):
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_ir(precision: Precision, folder: Path) -> None:
     """Write ``openvino_model.xml`` and ``.bin`` from the ``model.onnx`` beside them.
 
@@ -154,6 +189,7 @@ def write_ir(precision: Precision, folder: Path) -> None:
     apply_moc_transformations(model, cf=False)
     precision.shrink_ir(model)
     _name_ports(model, onnx.load(folder / ONNX_FILE, load_external_data=False).graph)
+    _take_whole_timesteps(model)
     _rename_counted(model)
     ov.save_model(model, folder / IR_FILE, compress_to_fp16=False)
 
@@ -166,6 +202,19 @@ def _name_ports(model: Any, graph: onnx.GraphProto) -> None:
             output.get_tensor().set_names(set())
     for port, value in zip([*model.inputs, *model.outputs], [*graph.input, *graph.output], strict=True):
         port.get_tensor().set_names({value.name})
+
+
+def _take_whole_timesteps(model: Any) -> None:
+    # One int64, because openvino-genai gives nothing else.  The engine takes the rounding out again when it reads this.
+    for parameter in model.get_parameters():
+        if "timestep" in parameter.output(0).names:
+            readers, shape = parameter.output(0).get_target_inputs(), parameter.get_output_shape(0)
+            parameter.set_element_type(ov.Type.i64)
+            parameter.set_partial_shape(ov.PartialShape([1]))
+            number = ops.reshape(ops.convert(parameter, "f32"), np.array(shape, np.int64), special_zero=False)
+            for reader in readers:
+                reader.replace_source_output(number.output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def _rename_counted(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""How weights are stored: one row for each variant, and the one rule that says which weights are halved.
+"""How weights are stored: one row for each variant, and the rules that say which weights are halved or quartered.
 
 Arithmetic stays in float32.  OpenVINO's own ``compress_to_fp16`` is not used: it halves every constant, the frequencies
 of the time embedding too, and costs a U-Net eight times the error (8e-3 against 1e-3 where it was measured).
@@ -6,9 +6,9 @@ of the time embedding too, and costs a U-Net eight times the error (8e-3 against
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,28 @@ SMALLEST = 4096
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
+class Stored(NamedTuple):
+    """A tensor as it is kept: ``values * scale`` along ``axis``, or the values themselves."""
+
+    values: NDArray[Any]
+    scale: NDArray[np.float32] | None = None
+    axis: int = 0
+
+
 @dataclass(frozen=True)
 class Precision:
-    """A variant: what is done to the weights of torch's module and of the IR, in place, and to each of the graph's."""
+    """A variant: how its weights are kept, in torch's module and in the IR (in place), and each of the ONNX graph."""
 
     name: str
     bytes_per_weight: int
     round_module: Callable[[Any], None]
-    store: Callable[[NDArray[Any]], NDArray[Any]]
-    """A tensor as the ONNX graph stores it; with another type, a Cast follows it."""
+    store: Callable[[NDArray[Any], int | None], Stored]
+    """A tensor, and the axis of its output channels if it is a weight -> how it is kept."""
     shrink_ir: Callable[[Any], None]
+    psnr_db: float
+    """What pictures must have, from end to end, against those of the reference; ``docs/variants.md`` says why."""
+    quantised: Mapping[str, float] = field(default_factory=dict)
+    """Components whose arithmetic is in eight bits, and the relative error with which they pass."""
 
 
 def is_halved(values: NDArray[np.float32]) -> bool:
@@ -44,14 +56,28 @@ def keep(_: Any) -> None:
     """Leave the weights as they are."""
 
 
-def whole(values: NDArray[Any]) -> NDArray[Any]:
+def whole(values: NDArray[Any], axis: int | None) -> Stored:
     """A tensor as it is."""
-    return values
+    return Stored(values)
 
 
-def halved(values: NDArray[Any]) -> NDArray[Any]:
+def halved(values: NDArray[Any], axis: int | None) -> Stored:
     """A weight in half if it ``is_halved``."""
-    return values.astype(np.float16) if values.dtype == np.float32 and is_halved(values) else values
+    return Stored(values.astype(np.float16) if values.dtype == np.float32 and is_halved(values) else values)
+
+
+def quartered(values: NDArray[Any], axis: int | None) -> Stored:
+    """A matrix or a convolution in eight bits, with a scale for every output; anything else ``halved``.
+
+    It is halved before, so that one module of torch can be rounded for one variant after the other.
+    """
+    half = halved(values, axis)
+    if axis is None or half.values.dtype != np.float16:
+        return half
+    values = half.values.astype(np.float32)
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    scale = np.maximum(np.abs(values).max(others) / np.float32(127), np.finfo(np.float32).tiny)
+    return Stored(np.rint(values / np.expand_dims(scale, others)).astype(np.int8), scale, axis)
 
 
 def halve_module(module: Any) -> None:
@@ -59,6 +85,19 @@ def halve_module(module: Any) -> None:
     for parameter in module.parameters():
         if is_halved(parameter.detach().numpy()):
             parameter.data = parameter.data.half().float()
+
+
+def quarter_module(module: Any) -> None:
+    """Round as ``quartered`` does; in torch the outputs of matrices and convolutions lie along the first axis."""
+    import torch
+
+    halve_module(module)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            kept = quartered(layer.weight.detach().numpy(), 0)
+            if kept.scale is not None:
+                scale = kept.scale.reshape(-1, *(1,) * (layer.weight.ndim - 1))
+                layer.weight.data = torch.from_numpy(kept.values * scale)
 
 
 def halve_ir(model: Any) -> None:
@@ -81,7 +120,9 @@ def halve_ir(model: Any) -> None:
 PRECISIONS = {
     precision.name: precision
     for precision in (
-        Precision("fp32", 4, keep, whole, keep),
-        Precision("fp16", 2, halve_module, halved, halve_ir),
+        Precision("fp32", 4, keep, whole, keep, psnr_db=60.0),
+        Precision("fp16", 2, halve_module, halved, halve_ir, psnr_db=35.0),
+        Precision("int8", 2, halve_module, halved, halve_ir, psnr_db=15.0, quantised={"unet": 0.2}),
+        Precision("int8-weights", 1, quarter_module, quartered, halve_ir, psnr_db=20.0),
     )
 }

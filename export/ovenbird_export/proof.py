@@ -8,8 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ovenbird.backends import BACKENDS, create
+from ovenbird.backends import CompiledModel, create
 from ovenbird.errors import NumericError
+from ovenbird_export import fidelity, layers
+from ovenbird_export.graphs import ONNX_FILE
+from ovenbird_export.job import Job
+from ovenbird_export.precisions import Precision
+from ovenbird_export.progress import stage
 from ovenbird_export.recipes import Arrays, Cases, Part
 
 Figures = dict[str, dict[str, object]]
@@ -28,30 +33,76 @@ class Difference:
         return {"max_abs": float(f"{self.max_abs:.3g}"), "relative": float(f"{self.relative:.3g}")}
 
 
-def prove(folder: Path, part: Part, exact: Cases, rounded: Cases) -> Figures:
-    """Run the component in ``folder`` with every runtime.
+def prove(job: Job, part: Part, precision: Precision, exact: Cases, rounded: Cases) -> Figures:
+    """Run a component of a variant with every runtime.
 
     ``exact`` comes from the source's weights, ``rounded`` from those that the variant stores.  The gate is on the
-    second, because arithmetic is float32 everywhere.  Raises ``NumericError`` when a gate is missed.
+    largest difference from the second, because arithmetic is float32; where it is in eight bits, on the relative error.
+    Raises ``NumericError`` when a gate is missed.
     """
+    folder = job.workspace.variant(precision.name) / part.name
     figures: Figures = {}
-    for runtime in BACKENDS:
-        outputs = [run(folder, runtime, inputs) for inputs, _ in rounded]
+    for runtime in job.runtimes:
+        outputs = run(folder, runtime, [inputs for inputs, _ in rounded])
         found = difference(outputs, [expected for _, expected in rounded])
-        if not found.max_abs <= part.gate:  # written so that a NaN misses it
+        if part.name in precision.quantised:
+            measure, gate = "relative", precision.quantised[part.name]
+        else:
+            measure, gate = "max_abs", part.gate
+        if not getattr(found, measure) <= gate:  # written so that a NaN misses it
             raise NumericError(
-                f"{part.name} on {runtime} differs from torch by {found.max_abs:.3g}; its gate is {part.gate:g}",
+                f"{part.name} on {runtime} differs from torch by {getattr(found, measure):.3g} ({measure}); "
+                f"its gate is {gate:g}; the error begins in {_where(job, part, folder, exact)}",
                 hint="nothing was published; please report this with the source's name and the versions of the tools",
             )
         unrounded = difference(outputs, [expected for _, expected in exact])
-        figures[runtime] = {**found.record(), "gate": part.gate, "unrounded": unrounded.record()}
+        figures[runtime] = {**found.record(), "gate": {measure: gate}, "unrounded": unrounded.record()}
     return figures
 
 
-def run(folder: Path, runtime: str, inputs: Arrays) -> Arrays:
-    """Load a component as the engine does, and call it once."""
-    shapes = {name: array.shape for name, array in inputs.items()}
-    return create(runtime).compile(folder, shapes, precision="f32", cache_key=None)(inputs)
+def _where(job: Job, part: Part, folder: Path, cases: Cases) -> str:
+    if not (folder / ONNX_FILE).is_file():
+        return "a layer that is not known without the ONNX"
+    return layers.worst_group(job.reference / part.name / ONNX_FILE, folder / ONNX_FILE, cases[0][0])
+
+
+def prove_pictures(job: Job) -> dict[str, dict[str, dict[str, float]]]:
+    """Make pictures with every variant and every runtime: precision -> runtime -> how like the reference's they are.
+
+    Raises ``NumericError`` when a variant misses its gate.
+    """
+    with stage("reference: drawing"):
+        expected = fidelity.runs(job.reference, "openvino", job.shapes)
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for precision in job.precisions:
+        with stage(f"{precision.name}: drawing"):
+            figures[precision.name] = {
+                runtime: fidelity.compare(
+                    fidelity.runs(job.workspace.variant(precision.name), runtime, job.shapes), expected
+                )
+                for runtime in job.runtimes
+            }
+        for runtime, found in figures[precision.name].items():
+            if not found["psnr_db"] >= precision.psnr_db:
+                raise NumericError(
+                    f"{precision.name} on {runtime}: pictures have {found['psnr_db']:.1f} dB against float32; "
+                    f"the gate is {precision.psnr_db:g}",
+                    hint="nothing was published; every component passed alone, so errors add up on the way",
+                )
+    return figures
+
+
+def run(folder: Path, runtime: str, calls: Sequence[Arrays]) -> list[Arrays]:
+    """Load a component as the engine does, once for all calls of the same shapes, and call it."""
+    backend, models = create(runtime), dict[str, CompiledModel]()
+    outputs = []
+    for inputs in calls:
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if str(shapes) not in models:
+            models.clear()  # one at a time: each holds the weights
+            models[str(shapes)] = backend.compile(folder, shapes, precision="f32", cache_key=None)
+        outputs.append(models[str(shapes)](inputs))
+    return outputs
 
 
 def difference(found: Sequence[Arrays], expected: Sequence[Arrays]) -> Difference:

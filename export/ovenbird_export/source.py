@@ -115,6 +115,11 @@ class Source:
         """The components that have weights."""
         return tuple(dict.fromkeys(part.origin for part in self.parts))
 
+    @property
+    def latents_alone(self) -> bool:
+        """Whether the U-Net sees latents and nothing of a picture beside them."""
+        return bool(read_json(self.home("unet") / "config.json").get("in_channels", 4) == 4)
+
     def home(self, component: str) -> Path:
         """The folder with the component's settings."""
         place = self.changes.places.get(component)
@@ -203,7 +208,8 @@ class Source:
         path = self.folder / "scheduler" / "scheduler_config.json"
         config = read_json(path)
         self._agree(path, "scheduler", config.get("_class_name"))
-        settings = {key: value for key, value in config.items() if not key.startswith("_")}
+        # diffusers writes its default lambda_min_clipped as -Infinity, which is no JSON: openvino-genai stops there.
+        settings = {key: value for key, value in config.items() if not key.startswith("_") and value != -math.inf}
         for key, value in settings.items():
             if isinstance(value, dict) or not key.isidentifier():
                 raise ModelError(f"{path}: {key!r} is not a scheduler's setting")

@@ -59,6 +59,8 @@ class OnnxRuntime:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
+        # Without this, weights in eight bits would make it round what they are multiplied with as well.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         try:
             session = ort.InferenceSession(path, options, providers=[PROVIDERS[self.device]])
         except Exception as error:  # its exceptions share no base of their own

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenes import ATTRIBUTES, random_scene, render
+from drawing import render
+from scenes import ATTRIBUTES, random_scene
 from training import Average, Checkpoint, Log, Muon
 from vae import to_tensor
 

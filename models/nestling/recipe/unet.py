@@ -12,8 +12,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from drawing import importance, render
 from reader import accuracy
-from scenes import ATTRIBUTES, Scene, caption, importance, random_scene, render
+from scenes import ATTRIBUTES, Scene, caption, random_scene
 from training import Average, Checkpoint, Log, Muon
 from vae import LATENT_STD, SIZES, to_tensor
 

@@ -10,7 +10,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from scenes import random_scene, render
+from drawing import render
+from scenes import random_scene
 from training import Average, Checkpoint, Log, Muon
 
 SIZES = ((128, 128), (128, 128), (160, 96), (96, 160))  # width, height

@@ -1,0 +1,86 @@
+"""What the U-Net is given while the model itself samples: the data that quantisation measures ranges on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovenbird.backends import Arrays, Backend, CompiledModel, Shapes, create
+from ovenbird.bundle import Bundle
+from ovenbird.errors import RequestError
+from ovenbird.pipeline import Pipeline
+from ovenbird.request import Request
+
+STEPS = 10
+KEEP = 4
+"""One U-Net call in so many is kept, the next one for each prompt, so that together they meet every noise level."""
+LARGEST_SIDE = 256
+"""Pixels.  A smaller picture meets the same ranges in a fraction of the time."""
+MOST_PROMPTS = 64
+
+
+def read_prompts(path: Path | None) -> list[str]:
+    """One prompt a line, empty lines skipped; the project's own list when there is no ``path``.
+
+    Raises ``RequestError`` when the file cannot be read or holds none, or too many.
+    """
+    source = path if path is not None else files("ovenbird_export") / "calibration.txt"
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"calibration: {path} cannot be read as text: {error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not 1 <= len(prompts) <= MOST_PROMPTS:
+        raise RequestError(f"calibration: {path} holds {len(prompts)} prompts, not 1 to {MOST_PROMPTS}")
+    return prompts
+
+
+def record(folder: Path, prompts: Sequence[str]) -> list[dict[str, NDArray[Any]]]:
+    """Inputs of the U-Net in ``folder``, in float32 on OpenVINO, while it makes a picture of each prompt."""
+    recorder = Recorder(create("openvino"), "unet")
+    pipeline = Pipeline(Bundle.open(folder), recorder, inference_precision="f32")
+    side = min(pipeline.bundle.default_size, LARGEST_SIDE)
+    samples: list[dict[str, NDArray[Any]]] = []
+    for number, prompt in enumerate(prompts):
+        wish = Request(prompt=prompt, seed=number, num_inference_steps=STEPS, height=side, width=side)
+        pipeline.generate(wish)
+        samples += recorder.calls[number % KEEP :: KEEP]
+        recorder.calls.clear()
+    return samples
+
+
+class Recorder:
+    """A runtime that keeps what one component is called with."""
+
+    def __init__(self, backend: Backend, component: str) -> None:
+        self.backend, self.component = backend, component
+        self.name, self.version = backend.name, backend.version
+        self.device, self.threads = backend.device, backend.threads
+        self.calls: list[dict[str, NDArray[Any]]] = []
+
+    def best_precision(self, stored: str) -> str:
+        """See ``Backend``."""
+        return self.backend.best_precision(stored)
+
+    def compile(self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None) -> CompiledModel:
+        """See ``Backend``."""
+        model = self.backend.compile(folder, shapes, precision=precision, cache_key=cache_key)
+        return Recorded(model, self.calls.append) if folder.name == self.component else model
+
+
+class Recorded:
+    """A component that tells what it is called with."""
+
+    def __init__(self, model: CompiledModel, tell: Callable[[dict[str, NDArray[Any]]], None]) -> None:
+        self._model, self._tell = model, tell
+        self.inputs, self.precision, self.cache = model.inputs, model.precision, model.cache
+
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """See ``CompiledModel``."""
+        self._tell({name: np.array(inputs[name], port.dtype) for name, port in self.inputs.items()})
+        return self._model(inputs)
