@@ -34,6 +34,14 @@ COUNTED = re.compile(r"[A-Z]\w*_\d+(\.\w+)?")
 """Names that OpenVINO gives by counting every node that the process ever made."""
 
 
+class TextWithProjection(model_configs.CLIPTextWithProjectionOnnxConfig):  # type: ignore[misc]
+    """As optimum has it, but that the width of ``text_embeds`` is not called the length of the text."""
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        return {**super().outputs, "text_embeds": {0: "batch_size"}}
+
+
 class TinyDecoder(model_configs.VaeDecoderOnnxConfig):  # type: ignore[misc]
     """What optimum does not know: ``AutoencoderTiny``, which has no list of blocks by name."""
 
@@ -64,7 +72,7 @@ class SafetyChecker(model_configs.CLIPVisionModelOnnxConfig):  # type: ignore[mi
         return {name: {0: "batch_size"} for name in ("has_nsfw_concepts", "concept_scores", "special_scores")}
 
 
-OURS = {kind.__name__: kind for kind in (TinyDecoder, TinyEncoder, SafetyChecker)}
+OURS = {kind.__name__: kind for kind in (TextWithProjection, TinyDecoder, TinyEncoder, SafetyChecker)}
 
 
 def onnx_config(module: torch.nn.Module, part: Part) -> Any:

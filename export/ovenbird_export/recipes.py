@@ -307,7 +307,7 @@ SDXL = Recipe(
             "text_encoder_2",
             "text_encoder_2",
             "CLIPTextModelWithProjection",
-            "CLIPTextWithProjectionOnnxConfig",
+            "TextWithProjection",
             "hidden_states",
             text_inputs,
             1e-3,

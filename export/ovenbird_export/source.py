@@ -309,9 +309,6 @@ def _given_class(place: Path, own: str | None) -> str | None:
 
 
 def _optional(path: Path, recipe: Recipe, entries: Mapping[str, str | None], changes: Changes) -> list[str]:
-    for key in changes.without:
-        if key not in recipe.optional:
-            raise RequestError(f"without: {key} is not an optional part of a {recipe.pipeline}")
     taken = [key for key in recipe.optional if entries.get(key) and key not in changes.without]
     if "safety_checker" not in taken:
         return [key for key in taken if key not in CHECKER]
