@@ -27,6 +27,7 @@ import export_tiny
 from ovenbird_export.cli import export
 from ovenbird_export.export import Wish, export_folder
 from ovenbird_export.precisions import PRECISIONS, is_halved
+from ovenbird_export.sources import Wanted
 
 FP16 = Wish(precisions=(PRECISIONS["fp16"],))
 
@@ -209,7 +210,7 @@ def test_the_tokenizer_gives_the_ids_of_transformers(exported: Path, source: Pat
 
 
 def test_the_same_source_gives_the_same_bytes(exported: Path, source: Path, tmp_path: Path) -> None:
-    export_folder(source, tmp_path, FP16)
+    export_folder(Wanted(str(source)), tmp_path, FP16)
     for name in names(exported / "fp16"):
         assert (tmp_path / "fp16" / name).read_bytes() == (exported / "fp16" / name).read_bytes(), name
 
@@ -237,7 +238,7 @@ def test_large_weights_lie_beside_the_graph(exported: Path, tmp_path: Path, monk
 
 def refused(source: Path, folder: Path, message: str, kind: type[Exception] = ModelError) -> None:
     with pytest.raises(kind, match=message):
-        export_folder(source, folder, FP16)
+        export_folder(Wanted(str(source)), folder, FP16)
     assert not folder.exists()
 
 

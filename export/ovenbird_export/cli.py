@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import RequestError
 from ovenbird_export.precisions import PRECISIONS
 
@@ -15,7 +19,7 @@ FORMATS = {"ir": "openvino", "onnx": "onnxruntime"}
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--precision",
@@ -44,10 +48,21 @@ FORMATS = {"ir": "openvino", "onnx": "onnxruntime"}
 @click.option("--tiny-vae", type=click.Path(path_type=Path), help="An AutoencoderTiny to go beside the full one.")
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="A LoRA to merge; may be given again.")
 @click.option("--no-safety-checker", is_flag=True, help="Leave the safety checker out.")
-@click.option("--name", help="What the model is called; the source folder's name unless given.")
+@click.option("--revision", help="Branch, tag or commit of a model of the Hub.  [default: main]")
+@click.option("--offline", is_flag=True, help="Take a model of the Hub from what was downloaded before.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="CLIP's vocab.json and merges.txt, for a single file."
+)
+@click.option(
+    "--prediction-type",
+    type=click.Choice(("epsilon", "v_prediction")),
+    help="What the U-Net of a single file predicts, where the file does not tell.",
+)
+@click.option("--name", help="What the model is called.  [default: the source's name]")
 @click.option("--force", is_flag=True, help="Replace variants that exist.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object about what was made, and nothing else.")
 def export(
-    source: Path,
+    source: str,
     folder: Path,
     precision: str,
     formats: str,
@@ -59,10 +74,18 @@ def export(
     tiny_vae: Path | None,
     loras: tuple[str, ...],
     no_safety_checker: bool,
+    revision: str | None,
+    offline: bool,
+    tokenizer: Path | None,
+    prediction_type: str | None,
     name: str | None,
     force: bool,
+    as_json: bool,
 ) -> None:
-    """Convert the diffusers folder SOURCE to ONNX and OpenVINO IR, once for each precision, in FOLDER/<precision>.
+    """Convert SOURCE to ONNX and OpenVINO IR, once for each precision, in FOLDER/<precision>.
+
+    SOURCE is a folder that diffusers saved, OWNER/NAME on the Hugging Face Hub, one .safetensors or .ckpt file in the
+    original layout, or synthetic:NAME for random weights (sd15, sd21, sdxl, sd15-inpaint, lcm, tiny).
 
     Every part is loaded back through both runtimes and compared with torch, and pictures are compared with those of
     float32; nothing is published that differs.
@@ -71,6 +94,7 @@ def export(
     from ovenbird_export.lora import Lora
     from ovenbird_export.recipes import Shapes
     from ovenbird_export.source import Changes
+    from ovenbird_export.sources import Wanted
 
     wish = Wish(
         precisions=tuple(PRECISIONS[name] for name in parse_names("precision", precision, PRECISIONS)),
@@ -86,9 +110,21 @@ def export(
         name=name,
         force=force,
     )
-    for path in export_folder(source, folder, wish):
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        click.echo(f"{path} ({size / 1e6:.1f} MB)")
+    began = time.monotonic()
+    paths = export_folder(Wanted(source, revision, offline, tokenizer, prediction_type), folder, wish)
+    made = [_summary(path) for path in paths]
+    if as_json:
+        click.echo(json.dumps({"folders": made, "seconds": round(time.monotonic() - began, 1)}, indent=2))
+    else:
+        for facts in made:
+            click.echo(f"{facts['path']} ({facts['bytes'] / 1e6:.1f} MB)")
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    manifest = read_json(folder / MANIFEST)
+    told = {key: manifest[key] for key in ("name", "family", "precision", "source", "verification")}
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return {"path": str(folder), "bytes": size, **told}
 
 
 def parse_names(option: str, text: str, table: Iterable[str]) -> list[str]:

@@ -18,6 +18,7 @@ from ovenbird_export.precisions import Precision
 from ovenbird_export.progress import note, stage
 from ovenbird_export.recipes import FREE, Shapes
 from ovenbird_export.source import NONE, Changes, Source
+from ovenbird_export.sources import Origin, Wanted, locate
 from ovenbird_export.tokenizer import write_tokenizer
 
 TOOLS = ("torch", "diffusers", "transformers", "optimum", "optimum-onnx", "onnx", "nncf", "openvino", "onnxruntime")
@@ -40,29 +41,31 @@ class Wish:
     force: bool = False
 
 
-def export_folder(source: Path, folder: Path, wish: Wish) -> list[Path]:
-    """Export the diffusers folder ``source`` to ``folder/<precision>``; the folders that were published.
+def export_folder(wanted: Wanted, folder: Path, wish: Wish) -> list[Path]:
+    """Export a source to ``folder/<precision>``; the folders that were published.
 
     Raises ``RequestError`` and ``ModelError`` before anything is written, ``ResourceError`` when disk or folder cannot
     do it, ``NumericError`` when a component differs from torch or pictures differ; nothing is published then.
     """
-    origin = Source.open(source, wish.changes)
-    name = _checked_name(wish.name if wish.name is not None else origin.name)
     prompts = calibration.read_prompts(wish.calibration)
     tools = tool_versions()
     with publish.workspace(folder, [precision.name for precision in wish.precisions], force=wish.force) as workspace:
-        job = Job(origin, wish.precisions, workspace, wish.shapes, wish.runtimes, prompts)
+        workspace.scratch.mkdir()
+        origin = locate(wanted, workspace.scratch)
+        source = Source.open(origin.folder, wish.changes)
+        name = _checked_name(wish.name if wish.name is not None else origin.name)
+        job = Job(source, wish.precisions, workspace, wish.shapes, wish.runtimes, prompts)
         _refuse_what_cannot_be_drawn(job)
         publish.require_space(folder, predicted_bytes(job))
-        for component in origin.left_out:
+        for component in source.left_out:
             note(f"{component} is left out")
         with stage("tools: loading"):
             from ovenbird_export import convert, proof
         with stage("index, scheduler, tokenizer"):
             for target in job.folders:
                 write_rest(job, target)
-        facts = _facts(job, name, tools)
-        figures = {part.name: convert.convert(job, part) for part in origin.parts}
+        facts = _facts(job, origin, name, tools)
+        figures = {part.name: convert.convert(job, part) for part in source.parts}
         figures["unet"] |= convert.quantise_unet(job)
         pictures = proof.prove_pictures(job) if can_draw(job) else {}
         for precision in wish.precisions:
@@ -136,7 +139,7 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _facts(job: Job, name: str, tools: dict[str, str]) -> dict[str, Any]:
+def _facts(job: Job, origin: Origin, name: str, tools: dict[str, str]) -> dict[str, Any]:
     source = job.source
     with stage("source: sha256 of its weights"):
         digest = source.digest()
@@ -145,7 +148,8 @@ def _facts(job: Job, name: str, tools: dict[str, str]) -> dict[str, Any]:
         "name": name,
         "family": source.recipe.family,
         "source": {
-            "name": source.name,
+            "name": origin.name,
+            **origin.provenance,
             "class": source.recipe.pipeline,
             "sha256": digest,
             "licence": source.licence(),

@@ -1,0 +1,87 @@
+"""SOURCE: what people name, and the diffusers folder that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovenbird.errors import RequestError
+from ovenbird_export.publish import require_space
+
+SYNTHETIC = "synthetic:"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for, and what goes with it for some kinds of source."""
+
+    text: str
+    revision: str | None = None
+    offline: bool = False
+    tokenizer: Path | None = None
+    prediction_type: str | None = None
+
+    def refuse(self, kind: str, *options: str) -> None:
+        """Raise ``RequestError`` for the first of ``options`` that is set, for it would have no effect."""
+        for option in options:
+            if getattr(self, option):
+                name = "--" + option.replace("_", "-")
+                raise RequestError(f"{name} has no effect on {kind}", hint=f"leave out {name}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A diffusers folder, and where it comes from, for the manifest."""
+
+    folder: Path
+    name: str
+    provenance: Mapping[str, str]
+
+
+def locate(wanted: Wanted, scratch: Path) -> Origin:
+    """The folder of a source: itself, downloaded, or made in ``scratch``, which exists.
+
+    What lies on the disk goes before what may lie on the Hub.  Raises ``RequestError`` for what is none of them, and
+    whatever reading it raises.
+    """
+    path = Path(wanted.text).expanduser()
+    if wanted.text.startswith(SYNTHETIC):
+        return _synthetic(wanted, scratch)
+    if path.is_dir():
+        wanted.refuse("a folder", "revision", "tokenizer", "prediction_type")
+        return Origin(path, path.resolve().name, {})
+    if path.is_file():
+        return _file(wanted, path, scratch)
+    return _hub(wanted)
+
+
+def _synthetic(wanted: Wanted, scratch: Path) -> Origin:
+    from ovenbird_export import synthetic
+
+    wanted.refuse("a synthetic model", "revision", "tokenizer", "prediction_type")
+    name = wanted.text.removeprefix(SYNTHETIC)
+    require_space(scratch, synthetic.predicted_bytes(name))
+    return Origin(scratch, f"synthetic-{name}", synthetic.write(name, scratch))
+
+
+def _file(wanted: Wanted, path: Path, scratch: Path) -> Origin:
+    from ovenbird_export import original
+
+    wanted.refuse("a file", "revision")
+    require_space(scratch, path.stat().st_size)
+    found = original.unpack(path, scratch, tokenizer=wanted.tokenizer, prediction_type=wanted.prediction_type)
+    return Origin(scratch, path.stem, found)
+
+
+def _hub(wanted: Wanted) -> Origin:
+    from ovenbird_export import hub
+
+    if not hub.is_hub_id(wanted.text):
+        raise RequestError(
+            f"source: {wanted.text} is neither a folder, nor a file, nor OWNER/NAME on the Hub",
+            hint=f"for random weights: {SYNTHETIC}tiny",
+        )
+    wanted.refuse("a model of the Hub", "tokenizer", "prediction_type")
+    found = hub.download(wanted.text, revision=wanted.revision, offline=wanted.offline)
+    return Origin(found.folder, wanted.text.rpartition("/")[2], found.provenance)
