@@ -56,6 +56,7 @@ FILES = {
     "scheduler/scheduler_config.json",
     *(f"tokenizer/{name}.json" for name in ("vocab", "tokenizer", "tokenizer_config", "special_tokens_map")),
     "tokenizer/merges.txt",
+    *(f"tokenizer/openvino_tokenizer.{suffix}" for suffix in ("xml", "bin")),
     *(f"{part}/{name}" for part in PARTS for name in ("config.json", "model.onnx")),
     *(f"{part}/openvino_model.{suffix}" for part in PARTS for suffix in ("xml", "bin")),
 }

@@ -95,13 +95,17 @@ def _refuse_what_cannot_be_drawn(job: Job) -> None:
 
 def write_rest(job: Job, folder: Path) -> None:
     """Everything that has no weights: index, scheduler, tokenizer, model card, licence."""
+    from ovenbird_export import graphs
+
     source = job.source
     for name in ("scheduler", *source.recipe.tokenizers):
         (folder / name).mkdir(parents=True)
     publish.write_json(folder / "model_index.json", {**source.index(), "_diffusers_version": version("diffusers")})
     publish.write_json(folder / "scheduler" / "scheduler_config.json", source.scheduler())
     for name, encoder in source.recipe.tokenizers.items():
-        write_tokenizer(source.folder / name, folder / name, source.vocabulary(encoder))
+        tokenizer = write_tokenizer(source.folder / name, folder / name, source.vocabulary(encoder))
+        if "openvino" in job.runtimes:
+            graphs.write_tokenizer(tokenizer, folder / name)
     if "feature_extractor" in source.classes:
         write_image_processor(source.folder / "feature_extractor", folder / "feature_extractor")
     for name, content in source.card().items():

@@ -24,6 +24,7 @@ from ovenbird_export.recipes import Arrays, Part
 ONNX_FILE = "model.onnx"
 ONNX_DATA = "model.onnx_data"
 IR_FILE = "openvino_model.xml"
+TOKENIZER_FILE = "openvino_tokenizer.xml"
 INLINE_BYTES = 1 << 30
 """Weights up to here, as traced, lie in ``model.onnx`` itself, larger ones beside it; protobuf ends at 2 GiB."""
 OUTSIDE_BYTES = 1024
@@ -200,6 +201,15 @@ def write_ir(precision: Precision, folder: Path) -> None:
     _take_whole_timesteps(model)
     _rename_counted(model)
     ov.save_model(model, folder / IR_FILE, compress_to_fp16=False)
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write ``openvino_tokenizer.xml`` and ``.bin``, which openvino-genai reads instead of the tokenizer's files."""
+    from openvino_tokenizers import convert_tokenizer
+
+    model = convert_tokenizer(tokenizer, with_detokenizer=False)
+    _rename_counted(model)
+    ov.save_model(model, folder / TOKENIZER_FILE, compress_to_fp16=False)
 
 
 def _name_ports(model: Any, graph: onnx.GraphProto) -> None:

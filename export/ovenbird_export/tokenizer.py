@@ -32,8 +32,8 @@ IGNORED = (
 """Keys of ``tokenizer_config.json`` that are read elsewhere or change no token."""
 
 
-def write_tokenizer(source: Path, target: Path, vocabulary: int) -> None:
-    """Rebuild the tokenizer in ``source`` with transformers, and save it with its ``tokenizer.json``.
+def write_tokenizer(source: Path, target: Path, vocabulary: int) -> Any:
+    """Rebuild the tokenizer in ``source`` with transformers, save it with its ``tokenizer.json``, and give it back.
 
     The ``tokenizer.json`` of the source is not read: it may hold any regular expression.  Raises ``ModelError`` for
     unknown settings, and for a token that the text encoder, with its ``vocabulary``, has no row for.
@@ -62,6 +62,7 @@ def write_tokenizer(source: Path, target: Path, vocabulary: int) -> None:
     tokenizer.save_pretrained(str(target))
     (target / "vocab.json").write_bytes(json.dumps(vocab, ensure_ascii=False).encode())
     (target / "merges.txt").write_bytes(merges.encode())
+    return tokenizer
 
 
 def _settings(path: Path) -> dict[str, Any]:
