@@ -90,9 +90,11 @@ class Lora:
         """Component -> alpha of every layer that has none of its own, where diffusers saved peft's settings."""
         text = _header(self.path)[1].get("lora_adapter_metadata", "{}")
         try:
-            settings = dict(json.loads(text))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ModelError(f"{self.path}: its lora_adapter_metadata is not a JSON object") from error
+            settings = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{self.path}: its lora_adapter_metadata is not JSON") from error
+        if not isinstance(settings, dict):
+            raise ModelError(f"{self.path}: its lora_adapter_metadata is not a JSON object")
         alphas = {}
         for name, value in settings.items():
             component, _, setting = name.partition(".")
