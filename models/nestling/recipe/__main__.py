@@ -17,13 +17,15 @@ import vae
 import vocabulary
 
 HERE = Path(__file__).resolve().parent
-STEPS = {"vae": 4500, "reader": 600, "unet": 8000}
+STEPS = {"vae": 4500, "reader": 600, "unet": 5000}
 
 
 def train(work: Path, steps: dict[str, int]) -> None:
     """Every stage that is not finished yet; killed and started again, it goes on where it was."""
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer = vocabulary.build(work / "tokenizer")
+    if not (work / "tokenizer").exists():
+        vocabulary.build(work / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     if not (work / "vae").exists():
         vae.train(work, steps["vae"])
     if not (work / "reader.pt").exists():

@@ -110,7 +110,9 @@ def random_scene(rng: random.Random, held_out: bool | None = False) -> Scene:
 def caption(scene: Scene, rng: random.Random) -> tuple[str, set[str]]:
     """Speak of a scene in ordinary English; also give the names of the attributes that were mentioned."""
     keep = 0.9 if rng.random() < 0.8 else 0.5
-    chances = dict.fromkeys(ATTRIBUTES, keep) | {"kind": 1.0, "colour": max(keep, 0.8), "place": max(keep, 0.9)}
+    chances = dict.fromkeys(ATTRIBUTES, keep) | {"kind": 1.0, "colour": max(keep, 0.8), "place": 1.0}
+    if scene.place == "middle":  # where a thing is of which nobody says where it is
+        chances["place"] = 0.5
     if scene.backdrop == "none":
         chances["backdrop"] = 0.4
     if scene.sky == "clear":
