@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 REPO_ID = re.compile(r"\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+ENDPOINT = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d+)?(/[^\s@?#]*)?")
 LONGEST_REVISION = 255
 LARGEST_LISTING = 64 << 20
 
@@ -155,20 +156,21 @@ class Repository:
         from huggingface_hub import hf_hub_url
 
         for file in files:
-            with stage(f"{file.name} ({file.size / 1e6:.1f} MB)"):
+            with stage(f"{file.name} ({_megabytes(file.size)})"):
                 url = hf_hub_url(self.name, file.name, revision=commit, endpoint=self.endpoint)
                 transfer.bring(self.session, url, file, folder)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _endpoint() -> str:
     # huggingface_hub reads it when it is imported, which may be before it is set.
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("https", "http") or not parts.netloc or "@" in parts.netloc:
-        shown = endpoint.rpartition("@")[2]
-        raise RequestError(
-            f"HF_ENDPOINT: {shown!r} is not the address of a server", hint="unset it, for the Hub itself"
-        )
+    if not ENDPOINT.fullmatch(endpoint):
+        shown = endpoint.rpartition("@")[2]  # without a password
+        raise RequestError(f"HF_ENDPOINT: {shown!r} is no server's address", hint="unset it, for the Hub itself")
     return endpoint
 
 
@@ -218,7 +220,7 @@ def _stored(repo: str, revision: str, home: Path) -> Download:
 def _listed(entry: Mapping[str, Any]) -> File:
     lfs = entry.get("lfs")
     size, digest = (lfs["size"], lfs["sha256"]) if lfs else (entry.get("size"), entry.get("blobId"))
-    return File(entry["rfilename"], size, digest)  # type: ignore[arg-type]
+    return File(str(entry["rfilename"]), size, digest)  # type: ignore[arg-type]
 
 
 def _text_names(named: Iterable[str], listing: Collection[str]) -> list[str]:
@@ -302,12 +304,10 @@ def _translated(page: str, repo: str, revision: str, home: Path) -> Iterator[Non
     except HfHubHTTPError as error:
         raise _refusal(error, page, repo, revision) from error
     except (RequestException, HTTPError) as error:
-        raise ResourceError(
-            f"{repo}: the connection failed: {_root(error)}", hint=f"see the network; {AGAIN}"
-        ) from error
+        raise ResourceError(f"{repo}: the connection failed: {_root(error)}", hint=AGAIN) from error
     except OSError as error:
         if is_disk_full(error, home):
-            raise ResourceError(f"the disk of {home} is full", hint=f"make room; {AGAIN}") from error
+            raise ResourceError(f"the disk of {home} is full", hint=f"make room, then {AGAIN}") from error
         raise ResourceError(f"{error.filename or home}: {error.strerror or error}") from error
 
 
@@ -315,7 +315,7 @@ def _refusal(error: HfHubHTTPError, page: str, repo: str, revision: str) -> Oven
     status = error.response.status_code if error.response is not None else 0
     known = REFUSALS.get(type(error).__name__) or REFUSALS.get(status)
     if known is None:
-        return ResourceError(f"{repo}: the answer is an error, status {status}", hint=f"later, {AGAIN}")
+        return ResourceError(f"{repo}: the answer is an error, status {status}", hint=f"wait, then {AGAIN}")
     message, hint = (text.format(page=page, revision=revision) for text in known)
     return RequestError(f"{repo} {message}", hint=hint)
 

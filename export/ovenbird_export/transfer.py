@@ -192,4 +192,5 @@ def _refuse_downgrade(response: Response, **_: Any) -> None:
     # requests itself drops the token when a redirect leaves the host.
     target = urljoin(response.url, response.headers.get("location", ""))
     if response.is_redirect and urlsplit(response.url).scheme == "https" and urlsplit(target).scheme != "https":
+        response.close()  # nobody else has it yet
         raise ModelError(f"{urlsplit(response.url).netloc} redirects away from https, to {urlsplit(target).netloc}")
