@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -62,7 +63,7 @@ UNWANTED = {
 def repository(tmp_path: Path, **index: object) -> dict[str, bytes]:
     """A small repository with everything that one may hold; the weights are noise, which nothing here reads."""
     export_tiny.write_index(tmp_path / "index", **index)
-    draw = __import__("random").Random(0).randbytes
+    draw = random.Random(0).randbytes
     files = {name: f"{name} of the model".encode() for name in TEXTS | UNWANTED}
     files |= {name: draw(200_000 + 1000 * size) for size, name in enumerate(sorted(WEIGHTS))}
     return files | {"model_index.json": (tmp_path / "index" / "model_index.json").read_bytes()}
