@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from ovenbird import __version__
-from ovenbird.errors import ModelError, RequestError
+from ovenbird.errors import ModelError, RequestError, ResourceError
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -193,4 +193,4 @@ def _refuse_downgrade(response: Response, **_: Any) -> None:
     target = urljoin(response.url, response.headers.get("location", ""))
     if response.is_redirect and urlsplit(response.url).scheme == "https" and urlsplit(target).scheme != "https":
         response.close()  # nobody else has it yet
-        raise ModelError(f"{urlsplit(response.url).netloc} redirects away from https, to {urlsplit(target).netloc}")
+        raise ResourceError(f"{urlsplit(response.url).netloc} redirects away from https, to {urlsplit(target).netloc}")
