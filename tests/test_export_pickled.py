@@ -252,7 +252,7 @@ def test_a_few_bytes_do_not_last_for_years(tmp_path: Path, kind: str) -> None:
 
 
 def packed(path: Path) -> None:
-    files = {"archive/data.pkl": p.program({"good": p.GOOD}), "archive/data/0": bytes(50_000_000)}
+    files = {"archive/data.pkl": p.program({"good": p.GOOD}), "archive/data/0": bytes(5_000_000)}
     p.write_archive(path, files, zipfile.ZIP_DEFLATED)
 
 

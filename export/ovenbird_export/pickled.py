@@ -13,7 +13,7 @@ from typing import Any
 
 from ovenbird.errors import ModelError
 from ovenbird_export.opcodes import Machine, Malformed, View
-from ovenbird_export.weights import Checkpoint, check_names, map_file
+from ovenbird_export.weights import Checkpoint, check_names, map_file, open_safetensors
 
 ZIP_START = b"PK\x03\x04"
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -32,6 +32,23 @@ DAMAGE = (
 )
 """What is raised for files that are not as they should be, by zipfile, by pickletools, and by programs that take one
 thing for another."""
+
+
+def open_file(path: Path) -> Checkpoint:
+    """The tensors of a safetensors file or a checkpoint of torch: which it is, its first bytes say.
+
+    Raises ``ModelError`` for anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    if start.startswith((ZIP_START, LEGACY_START)):
+        return open_checkpoint(path)
+    if start[8:9] == b"{":
+        return open_safetensors(path)
+    raise ModelError(f"{path} is neither a safetensors file nor a checkpoint of torch: it begins with {start[:8]!r}")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

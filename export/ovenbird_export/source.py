@@ -14,6 +14,7 @@ from typing import Any
 from ovenbird.bundle import read_json
 from ovenbird.errors import ModelError, RequestError
 from ovenbird_export.recipes import RECIPES, Recipe
+from ovenbird_export.weights import read_header
 
 CARD = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 LARGEST_TEXT = 4 << 20
@@ -99,14 +100,7 @@ class Source:
 
     def weight_count(self, component: str) -> int:
         """How many numbers the component has, from the header of its file alone."""
-        from safetensors import SafetensorError, safe_open
-
-        path = self.weights(component)
-        try:
-            with safe_open(path, framework="numpy") as file:
-                return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        except SafetensorError as error:
-            raise ModelError(f"{path} is not a safetensors file: {error}") from error
+        return sum(math.prod(entry.shape) for entry in read_header(self.weights(component)).tensors.values())
 
     def digest(self) -> str:
         """What ``sha256sum`` gives for its own list of the weight files, in the order of their names."""
