@@ -132,6 +132,11 @@ ATTACKS = {
         "torch._utils._rebuild_tensor_v3",
         bites=False,
     ),
+    "a module with its source": Attack(
+        lambda c: p.tuple_of(p.text("module"), p.name("net", "Net"), p.text("net.py"), p.text("class Net: ...")) + b"Q",
+        "net.Net",
+        bites=False,
+    ),
     "a storage of another kind": Attack(
         lambda c: p.tensor(p.storage("1", 2, "BoolStorage")), "torch.BoolStorage", bites=False
     ),
@@ -256,11 +261,16 @@ def packed(path: Path) -> None:
     p.write_archive(path, files, zipfile.ZIP_DEFLATED)
 
 
-def encrypted(path: Path) -> None:
-    p.write_zip(path, p.program({"good": p.GOOD}))
-    content = bytearray(path.read_bytes())
-    content[content.index(b"PK\x01\x02") + 8] |= 1
-    path.write_bytes(content)
+def marked(place: int, value: int) -> Callable[[Path], None]:
+    """One byte of the first file's entry in the directory is another."""
+
+    def write(path: Path) -> None:
+        p.write_zip(path, p.program({"good": p.GOOD}))
+        content = bytearray(path.read_bytes())
+        content[content.index(b"PK\x01\x02") + place] = value
+        path.write_bytes(content)
+
+    return write
 
 
 def overlapping(path: Path) -> None:
@@ -307,7 +317,9 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tar": (holding(b"storages" + bytes(1016)), "it begins with"),
     "four letters": (holding(b"PK\x03\x04"), "not a zip file"),
     "packed, a bomb": (packed, "packed or encrypted"),
-    "encrypted": (encrypted, "packed or encrypted"),
+    "packed, to the same size": (marked(10, zipfile.ZIP_DEFLATED), "packed or encrypted"),
+    "encrypted": (marked(8, 1), "packed or encrypted"),
+    "from the future": (marked(6, 99), "zip file version 9.9"),
     "overlapping": (overlapping, "over each other"),
     "a huge directory": (with_a_huge_directory, "directory is too large"),
     "one name twice": (with_twice_the_same, "it has a file 'archive/data.pkl'"),
