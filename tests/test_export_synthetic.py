@@ -146,8 +146,6 @@ def test_the_same_name_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
 def test_the_prediction_is_enough_and_not_much_too_much(tiny: Path) -> None:
     written = sum(map(len, contents(tiny).values()))
     assert written <= synthetic.predicted_bytes("tiny") <= written + synthetic.SPARE_BYTES
-    vocabularies = 2 * 2_000_000  # of full size, as SDXL has them
-    assert vocabularies <= synthetic.SPARE_BYTES
 
 
 def test_no_two_tensors_are_equal_and_none_is_trivial(tiny: Path) -> None:
@@ -210,12 +208,14 @@ def test_writing_holds_no_tensor_in_memory(tmp_path: Path) -> None:
         "write_weights(Path(sys.argv[1]), 'unet', {'a.weight': (100, 100)})\n"
         "before = peak()\n"
         "write_weights(Path(sys.argv[1]), 'unet', {f'{n}.weight': (5000, 5000) for n in range(6)})\n"
-        "print(peak() - before)"
+        "print(peak() - before, 'torch' in sys.modules)"
     )
     path = tmp_path / "weights"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert path.stat().st_size > 300e6
-    assert int(done.stdout) < 20_000  # KiB; one tensor is 50 MB
+    grown, heavy = done.stdout.split()
+    assert int(grown) < 20_000  # KiB; one tensor is 50 MB
+    assert heavy == "False"
 
 
 # What others make of it
@@ -243,7 +243,7 @@ def test_half_precision_computes_nearly_the_same(tiny: Path, kind: str) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     draw = torch.Generator().manual_seed(0)
-    latents, text = torch.randn(1, 4, 16, 16, generator=draw), torch.randn(1, 77, 64, generator=draw)
+    latents, text = torch.randn(1, 4, 8, 8, generator=draw), torch.randn(1, 77, 64, generator=draw)
     half = getattr(torch, kind)
     with torch.no_grad():
         for component, module, run in (
@@ -332,6 +332,11 @@ def test_transformers_and_the_engine_read_it_alike(tokenizer: Path) -> None:
         for prompt in PROMPTS:
             ids = theirs(prompt, padding="max_length", max_length=77).input_ids
             assert ids == ours(prompt)[0].tolist()
+
+
+def test_what_is_spared_for_vocabularies_is_enough(tokenizer: Path) -> None:
+    rest = 1_000_000  # headers, configurations
+    assert 2 * sum(map(len, contents(tokenizer).values())) + rest < synthetic.SPARE_BYTES
 
 
 def test_an_ordinary_prompt_has_a_plausible_number_of_tokens(tokenizer: Path) -> None:

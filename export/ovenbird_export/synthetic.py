@@ -52,8 +52,8 @@ def names() -> tuple[str, ...]:
 def write(name: str, target: Path) -> dict[str, str]:
     """Write a diffusers folder with weights in float16; what the manifest says about its source.
 
-    The same name gives the same bytes.  At no time more than a part of one tensor is in memory.  Raises
-    ``RequestError`` for an unknown name.
+    The same name gives the same bytes, but for the version of diffusers in the index.  At no time more than a part of
+    one tensor is in memory.  Raises ``RequestError`` for an unknown name.
     """
     architecture = _architecture(name)
     with stage(f"{PREFIX}{name}: index, scheduler, tokenizer"):
@@ -68,7 +68,7 @@ def write(name: str, target: Path) -> dict[str, str]:
 
 
 def predicted_bytes(name: str) -> int:
-    """The most that ``write`` puts on the disk, a little too much.  Raises ``RequestError`` for an unknown name."""
+    """What ``write`` puts on the disk, or a little more.  Raises ``RequestError`` for an unknown name."""
     shapes = [shape for part in _architecture(name).components for shape in tensors(name, part).values()]
     return BYTES_PER_WEIGHT * sum(map(math.prod, shapes)) + SPARE_BYTES
 
@@ -87,7 +87,7 @@ def tensors(name: str, component: str) -> Shapes:
             module = getattr(package, kind)(**settings)
         else:
             module = getattr(package, kind)(package.CLIPTextConfig(**settings))
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    return {tensor: tuple(values.shape) for tensor, values in module.state_dict().items()}
 
 
 def write_weights(path: Path, component: str, shapes: Shapes) -> None:
@@ -163,11 +163,9 @@ def _write_rest(architecture: Architecture, target: Path) -> None:
 
 
 def _class_of(config: Config) -> tuple[str, str]:
-    return (
-        ("diffusers", config["_class_name"])
-        if "_class_name" in config
-        else ("transformers", config["architectures"][0])
-    )
+    if "_class_name" in config:
+        return "diffusers", config["_class_name"]
+    return "transformers", config["architectures"][0]
 
 
 def _architecture(name: str) -> Architecture:
