@@ -289,10 +289,11 @@ def test_it_can_be_exported(tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("optimum")
     import onnx
 
-    from ovenbird_export.export import export_folder
+    from ovenbird_export.export import Wish, export_folder
     from ovenbird_export.precisions import PRECISIONS
+    from ovenbird_export.sources import Wanted
 
-    [folder] = export_folder(tiny, tmp_path / "out", [PRECISIONS["fp32"]])
+    [folder] = export_folder(Wanted(str(tiny)), tmp_path / "out", Wish(precisions=(PRECISIONS["fp32"],)))
     Bundle.open(tmp_path / "out").verify(full=True)
     for part in ("text_encoder", "unet"):
         # Nothing was merged or folded away: as many arrays as tensors.
