@@ -76,12 +76,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "tiny"
-    result = CliRunner().invoke(export, [str(source), str(folder), "--precision", "fp32,fp16"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        export, [str(source), str(folder), "--precision", ",".join(PRECISIONS)], catch_exceptions=False
+    )
     assert result.exit_code == 0
     assert "unet: exporting to ONNX ... " in result.stderr
     assert "note: image_encoder is left out" in result.stderr
     lines = result.stdout.splitlines()
-    assert [line.split(" (")[0] for line in lines] == [str(folder / "fp32"), str(folder / "fp16")]
+    assert [line.split(" (")[0] for line in lines] == [str(folder / name) for name in PRECISIONS]
     return folder
 
 
@@ -106,7 +108,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_layout_is_the_shared_one(exported: Path, precision: str) -> None:
     assert names(exported / precision) == FILES
-    assert {path.name for path in exported.iterdir()} == {"fp32", "fp16"}
+    assert {path.name for path in exported.iterdir()} == set(PRECISIONS)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -150,14 +152,48 @@ def test_nothing_tells_where_the_source_lay(exported: Path, source: Path) -> Non
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_gate_is_met_and_recorded(exported: Path, precision: str) -> None:
-    figures = manifest(exported / precision)["verification"]
-    assert set(figures) == set(PARTS)
-    for part in PARTS:
-        assert set(figures[part]) == set(BACKENDS)
-        for figure in figures[part].values():
-            assert 0 < figure["max_abs"] <= figure["gate"] == (3e-4 if part.startswith("vae") else 1e-4)
+    verification = manifest(exported / precision)["verification"]
+    assert set(verification["components"]) == set(PARTS)
+    for part, figures in verification["components"].items():
+        assert set(figures) == set(BACKENDS)
+        for figure in figures.values():
+            if part in PRECISIONS[precision].quantised:
+                assert 1e-4 < figure["relative"] <= figure["gate"]["relative"]
+                continue
+            assert 0 < figure["max_abs"] <= figure["gate"]["max_abs"] == (3e-4 if part.startswith("vae") else 1e-4)
             assert figure["relative"] < 1e-5
-            assert figure["unrounded"]["relative"] < (1e-5 if precision == "fp32" else 5e-3)
+            least = {"fp32": 0, "fp16": 1e-6, "int8": 1e-6, "int8-weights": 1e-4}[precision]
+            assert least < figure["unrounded"]["relative"] < (1e-5 if precision == "fp32" else 5e-2)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_pictures_are_compared_from_end_to_end(exported: Path, precision: str) -> None:
+    pictures = manifest(exported / precision)["verification"]["pictures"]
+    gate = pictures.pop("gate_db")
+    assert set(pictures) == set(BACKENDS)
+    for figure in pictures.values():
+        assert figure["psnr_db"] >= gate == PRECISIONS[precision].psnr_db
+        assert 0 <= figure["latents_relative"] < 1 and 0 < figure["ssim"] <= 1
+
+
+def test_eight_bits_are_a_quarter_and_both_runtimes_hold_them(exported: Path) -> None:
+    import onnx
+    import openvino as ov
+
+    for precision in ("int8", "int8-weights"):
+        folder = exported / precision / "unet"
+        exact = (exported / "fp32" / "unet" / "openvino_model.bin").stat().st_size
+        assert (folder / "openvino_model.bin").stat().st_size < 0.45 * exact
+        graph = onnx.load(folder / "model.onnx").graph
+        ours = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
+        constants = [
+            op
+            for op in ov.Core().read_model(folder / "openvino_model.xml").get_ops()
+            if op.get_type_name() == "Constant"
+            and op.get_element_type() == ov.Type.i8
+            and len(op.get_output_shape(0)) > 1
+        ]
+        assert len(ours) == len(constants) > 10
 
 
 @pytest.mark.parametrize("runtime", BACKENDS)
@@ -271,8 +307,8 @@ def test_a_weight_that_is_lost_on_the_way_is_noticed(
 
     from ovenbird_export import graphs
 
-    def write(traced: Path, precision: Any, folder: Path) -> None:
-        real(traced, precision, folder)
+    def write(graph: Any, base: Path, precision: Any, folder: Path) -> None:
+        real(graph, base, precision, folder)
         model = onnx.load(folder / "model.onnx")
         tensor = next(t for t in model.graph.initializer if t.name.endswith("position_embedding.weight"))
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(2), tensor.name))
@@ -381,7 +417,7 @@ def test_a_bad_precision_or_source_stops_at_once(tmp_path: Path) -> None:
 
     assert isinstance(run("nowhere", str(tmp_path), "--precision", "fp8").exception, RequestError)
     result = run(str(tmp_path / "nowhere"), str(tmp_path / "out"))
-    assert isinstance(result.exception, RequestError) and "is not a folder" in str(result.exception)
+    assert isinstance(result.exception, RequestError) and "is neither a folder, nor a file" in str(result.exception)
 
 
 def test_the_command_is_light_to_import() -> None:
