@@ -14,25 +14,24 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """y = x @ w + timestep, with a free batch: as ONNX, and as IR made from it."""
+def write_graph(folder: Path, name: str) -> Path:
+    """x @ w + a whole number, as ONNX and as IR."""
+    onnx = pytest.importorskip("onnx")
     import openvino
 
-    folder = tmp_path_factory.mktemp("graph")
     helper, proto = onnx.helper, onnx.TensorProto
     weights = np.arange(12, dtype=np.float32).reshape(4, 3)
     model = helper.make_model(
         helper.make_graph(
             [
                 helper.make_node("MatMul", ["x", "w"], ["product"]),
-                helper.make_node("Cast", ["timestep"], ["t"], to=proto.FLOAT),
+                helper.make_node("Cast", [name], ["t"], to=proto.FLOAT),
                 helper.make_node("Add", ["product", "t"], ["y"]),
             ],
             "tiny",
             [
                 helper.make_tensor_value_info("x", proto.FLOAT, ["batch", 4]),
-                helper.make_tensor_value_info("timestep", proto.INT64, []),
+                helper.make_tensor_value_info(name, proto.INT64, []),
             ],
             [helper.make_tensor_value_info("y", proto.FLOAT, ["batch", 3])],
             [onnx.numpy_helper.from_array(weights, "w")],
@@ -47,6 +46,11 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_graph(tmp_path_factory.mktemp("graph"), "number")
+
+
 @pytest.fixture(params=sorted(BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Backend:
     return create(request.param)
@@ -55,7 +59,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 def test_it_computes_and_casts(backend: Backend, graph: Path) -> None:
     model = backend.compile(graph, {"x": (2, 4)}, precision="f32", cache_key=None)
     x = np.arange(8, dtype=np.float64).reshape(2, 4)
-    result = model({"x": x, "timestep": np.array([10.0])})
+    result = model({"x": x, "number": np.array([10.0])})
     expected = x @ np.arange(12).reshape(4, 3) + 10
     assert list(result) == ["y"]
     np.testing.assert_array_equal(result["y"], expected)
@@ -64,17 +68,17 @@ def test_it_computes_and_casts(backend: Backend, graph: Path) -> None:
 
 def test_results_are_the_callers_own(backend: Backend, graph: Path) -> None:
     model = backend.compile(graph, {"x": (1, 4)}, precision="f32", cache_key=None)
-    first = model({"x": np.ones((1, 4)), "timestep": np.array(0)})["y"]
+    first = model({"x": np.ones((1, 4)), "number": np.array(0)})["y"]
     kept = first.copy()
-    model({"x": np.zeros((1, 4)), "timestep": np.array(0)})
+    model({"x": np.zeros((1, 4)), "number": np.array(0)})
     np.testing.assert_array_equal(first, kept)
 
 
 def test_it_says_what_it_is(backend: Backend, graph: Path) -> None:
     model = backend.compile(graph, {"x": (1, 4)}, precision="f32", cache_key=None)
     assert model.precision == "f32"
-    assert set(model.inputs) == {"x", "timestep"}
-    assert model.inputs["timestep"].dtype == np.int64
+    assert set(model.inputs) == {"x", "number"}
+    assert model.inputs["number"].dtype == np.int64
     assert backend.threads >= 1 and backend.version[0].isdigit()
 
 
@@ -115,7 +119,7 @@ def test_e7_the_cache_is_used_and_a_damaged_entry_is_not(
 
     def run(key: str) -> tuple[str, float]:
         model = create("openvino").compile(graph, shapes, precision="f32", cache_key=key)
-        return model.cache, float(model({"x": np.ones((2, 4)), "timestep": np.array(0)})["y"][0, 0])
+        return model.cache, float(model({"x": np.ones((2, 4)), "number": np.array(0)})["y"][0, 0])
 
     assert run("one") == ("miss", 18.0)
     assert run("one") == ("hit", 18.0)
@@ -135,3 +139,11 @@ def test_e6_an_unwritable_cache_costs_a_warning(graph: Path, tmp_path: Path, mon
     with pytest.warns(UserWarning, match="cannot be written"):
         model = create("openvino").compile(graph, {"x": (1, 4)}, precision="f32", cache_key="one")
     assert model.cache == "miss"
+
+
+def test_openvino_takes_fractions_of_a_timestep_that_is_declared_whole(tmp_path: Path) -> None:
+    model = create("openvino").compile(
+        write_graph(tmp_path, "timestep"), {"x": (1, 4)}, precision="f32", cache_key=None
+    )
+    result = model({"x": np.zeros((1, 4)), "timestep": np.array(948.75)})["y"]
+    np.testing.assert_array_equal(result, np.full((1, 3), 948.75, np.float32))
