@@ -164,7 +164,7 @@ def test_no_two_tensors_are_equal_and_none_is_trivial(tiny: Path) -> None:
 
 def test_numbers_are_normal_and_independent() -> None:
     rows, columns = 1024, 256  # more than are drawn at once, and a row never straddles two draws
-    assert synthetic.DRAWN_AT_ONCE % columns == 0 and synthetic.DRAWN_AT_ONCE < rows * columns
+    assert synthetic.DRAWN_AT_ONCE % columns == 0 and rows * columns > synthetic.DRAWN_AT_ONCE
     matrix = numbers("unet/a.weight", rows, columns).astype(np.float64).reshape(rows, columns) * np.sqrt(columns)
     assert abs(matrix.mean()) < 0.01 and abs(matrix.std() - 1) < 0.01
     assert abs((matrix**4).mean() - 3) < 0.1
