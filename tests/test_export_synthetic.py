@@ -31,7 +31,6 @@ from ovenbird_export.vocabulary import vocabulary, write_tokenizer
 pytestmark = [
     pytest.mark.export,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch and diffusers, while they are imported
-    pytest.mark.filterwarnings("ignore:Multiple distributions found"),
 ]
 
 PUBLISHED = {
@@ -164,13 +163,15 @@ def test_no_two_tensors_are_equal_and_none_is_trivial(tiny: Path) -> None:
 
 
 def test_numbers_are_normal_and_independent() -> None:
-    matrix = numbers("unet/a.weight", 900, 300).astype(np.float64).reshape(900, 300) * np.sqrt(300)
+    rows, columns = 1024, 256  # more than are drawn at once, and a row never straddles two draws
+    assert synthetic.DRAWN_AT_ONCE % columns == 0 and rows * columns > synthetic.DRAWN_AT_ONCE
+    matrix = numbers("unet/a.weight", rows, columns).astype(np.float64).reshape(rows, columns) * np.sqrt(columns)
     assert abs(matrix.mean()) < 0.01 and abs(matrix.std() - 1) < 0.01
     assert abs((matrix**4).mean() - 3) < 0.1
     assert 4 < np.abs(matrix).max() < 4.4
-    correlations = np.corrcoef(matrix)[np.triu_indices(900, 1)]
-    assert np.abs(correlations).max() < 7 / np.sqrt(300)  # no row is another one again
-    assert np.linalg.svd(matrix, compute_uv=False)[-1] > 0.8 * (np.sqrt(900) - np.sqrt(300))  # full rank
+    correlations = np.corrcoef(matrix)[np.triu_indices(rows, 1)]
+    assert np.abs(correlations).max() < 7 / np.sqrt(columns)  # no row is another one again
+    assert np.linalg.svd(matrix, compute_uv=False)[-1] > 0.8 * (np.sqrt(rows) - np.sqrt(columns))  # full rank
 
 
 def test_a_tensor_depends_on_its_name_alone() -> None:
