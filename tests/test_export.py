@@ -162,8 +162,9 @@ def test_every_gate_is_met_and_recorded(exported: Path, precision: str) -> None:
                 continue
             assert 0 < figure["max_abs"] <= figure["gate"]["max_abs"] == (3e-4 if part.startswith("vae") else 1e-4)
             assert figure["relative"] < 1e-5
-            least = {"fp32": 0, "fp16": 1e-6, "int8": 1e-6, "int8-weights": 1e-4}[precision]
-            assert least < figure["unrounded"]["relative"] < (1e-5 if precision == "fp32" else 5e-2)
+            assert figure["unrounded"]["relative"] < (1e-5 if precision == "fp32" else 5e-2)
+            if part == "unet" and precision != "fp32":
+                assert figure["unrounded"]["relative"] > 1e-5  # something was rounded
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

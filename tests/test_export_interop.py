@@ -45,14 +45,15 @@ def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_folder(Wanted(str(source)), target, Wish(precisions=(PRECISIONS["fp32"],)))[0]
 
 
-def ours(folder: Path, backend: str) -> np.ndarray:
+def ours(folder: Path, backend: str, **changes: Any) -> np.ndarray:
     pipeline = Pipeline.open(folder, backend, inference_precision="f32")
-    return np.asarray(pipeline.generate(Request(prompt=PROMPT, seed=SEED, **WISH)).images[0]).astype(int)
+    request = Request(**{"prompt": PROMPT, "seed": SEED, **WISH, **changes})
+    return np.asarray(pipeline.generate(request).images[0]).astype(int)
 
 
 def agree(found: Any, expected: np.ndarray) -> None:
     picture = np.asarray(found).astype(int)
-    assert picture.shape == expected.shape == (64, 72, 3)
+    assert picture.shape == expected.shape
     assert expected.std() > 10  # it is a picture, of a kind
     assert np.abs(picture - expected).mean() <= MEAN
 
@@ -111,14 +112,16 @@ def test_the_engine_generates_from_a_folder_of_optimum_intel(source: Path, quiet
 
 
 def test_the_engine_generates_from_a_folder_of_optimum_onnx(source: Path, tmp_path: Path) -> None:
+    from optimum.exporters.onnx import main_export
     from optimum.onnxruntime import ORTStableDiffusionPipeline
 
     plain = _with_plain_index(source, tmp_path / "source")
-    pipeline: Any = ORTStableDiffusionPipeline.from_pretrained(plain, export=True)
-    pipeline.save_pretrained(tmp_path / "model")
-    expected = pipeline(PROMPT, generator=generator(), **WISH).images[0]
+    main_export(str(plain), tmp_path / "model", task="text-to-image", library_name="diffusers", do_validation=False)
+    pipeline: Any = ORTStableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    # It traces at even sides, and its graphs fail at 72.
+    expected = pipeline(PROMPT, generator=generator(), **{**WISH, "width": 64}).images[0]
     for backend in ("onnxruntime", "openvino"):
-        agree(expected, ours(tmp_path / "model", backend))
+        agree(expected, ours(tmp_path / "model", backend, width=64))
 
 
 def _with_plain_index(source: Path, folder: Path) -> Path:

@@ -233,7 +233,7 @@ def test_the_export_reads_it(tiny: dict[str, Tiny], tmp_path: Path) -> None:
     unpack(file, tmp_path / "out", tokenizer=model.tokenizer, prediction_type=None)
     source = Source.open(tmp_path / "out")
     assert source.scheduler()["_class_name"] == "PNDMScheduler" and source.left_out == ()
-    write_tokenizer(source.folder / "tokenizer", tmp_path / "tokenizer", source.vocabulary())
+    write_tokenizer(source.folder / "tokenizer", tmp_path / "tokenizer", source.vocabulary("text_encoder"))
     ids = torch.tensor([[520, 5, 6, 521, 521]])
     inputs = {"text_encoder": (ids,), "unet": (torch.randn(1, 4, 8, 8), 7, torch.randn(1, 5, 64))}
     for name in ("text_encoder", "unet"):

@@ -208,6 +208,7 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     from openvino_tokenizers import convert_tokenizer
 
     model = convert_tokenizer(tokenizer, with_detokenizer=False)
+    model.input(0).get_tensor().set_names({"string_input"})  # it is counted, too
     _rename_counted(model)
     ov.save_model(model, folder / TOKENIZER_FILE, compress_to_fp16=False)
 
