@@ -64,7 +64,9 @@ def test_imports_point_one_way(root: Path) -> None:
 def test_the_converter_uses_only_the_lower_rows(root: Path) -> None:
     for path in (root / "export").rglob("*.py"):
         used = {name.split(".")[1] for name in imports(path) if name.startswith("ovenbird.")}
-        assert used <= {"bundle", "cache", "errors", "backends", "pipeline", "request", "__version__"}, path
+        assert used <= {"bundle", "cache", "errors", "backends", "pipeline", "request", "schedulers", "__version__"}, (
+            path
+        )
 
 
 def test_all_is_what_is_public() -> None:

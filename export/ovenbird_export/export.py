@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ovenbird import __version__
+from ovenbird import __version__, schedulers
 from ovenbird.backends import BACKENDS
 from ovenbird.bundle import MANIFEST_FORMAT
-from ovenbird.errors import MissingExtraError, RequestError
+from ovenbird.errors import MissingExtraError, ModelError, RequestError
 from ovenbird_export import calibration, publish
 from ovenbird_export.image_processor import write_image_processor
 from ovenbird_export.job import Job
@@ -67,12 +67,16 @@ def export_folder(wanted: Wanted, folder: Path, wish: Wish) -> list[Path]:
         facts = _facts(job, origin, name, tools)
         figures = {part.name: convert.convert(job, part) for part in source.parts}
         figures["unet"] |= convert.quantise_unet(job)
+        if not can_draw(job):
+            note("no pictures are compared: the engine cannot draw with this model yet; every component was")
         pictures = proof.prove_pictures(job) if can_draw(job) else {}
         for precision in wish.precisions:
             with stage(f"{precision.name}: manifest"):
                 found = {part: by_precision[precision.name] for part, by_precision in figures.items()}
                 drawn = pictures.get(precision.name)
-                verification = {"components": found, "pictures": drawn and {"gate_db": precision.psnr_db, **drawn}}
+                verification: dict[str, Any] = {"components": found, "pictures": None}
+                if drawn:
+                    verification["pictures"] = {"gate_db": precision.psnr_db, **drawn}
                 manifest = facts | {"precision": precision.name, "verification": verification}
                 publish.write_manifest(workspace.variant(precision.name), manifest)
         with stage("publishing"):
@@ -80,7 +84,11 @@ def export_folder(wanted: Wanted, folder: Path, wish: Wish) -> list[Path]:
 
 
 def can_draw(job: Job) -> bool:
-    """Whether the engine makes pictures with this model from a text alone, and one at a time."""
+    """Whether the engine makes pictures with this model from a text alone, one at a time, and with its own sampler."""
+    try:
+        schedulers.from_config(job.source.scheduler())
+    except ModelError:
+        return False
     return job.source.latents_alone and job.shapes.batch in (None, 1)
 
 
@@ -88,7 +96,7 @@ def _refuse_what_cannot_be_drawn(job: Job) -> None:
     for precision in job.precisions:
         if precision.quantised and not can_draw(job):
             raise RequestError(
-                f"precision: {precision.name} is measured while the model draws, and this one cannot from text alone",
+                f"precision: {precision.name} is measured while the model draws, which the engine cannot with this one",
                 hint="use int8-weights, and no --batch above 1",
             )
 
