@@ -43,14 +43,15 @@ TEXTS = {
     "LICENSE",
     "scheduler/scheduler_config.json",
     *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "special_tokens_map.json")),
-    *(f"{part}/config.json" for part in ("text_encoder", "unet", "vae", "safety_checker")),
+    *(f"{part}/config.json" for part in ("text_encoder", "unet", "vae")),
 }
 WEIGHTS = {"text_encoder/model.safetensors", UNET, "vae/diffusion_pytorch_model.safetensors"}
 UNWANTED = {
     "unet/diffusion_pytorch_model.bin",
     "unet/diffusion_pytorch_model.fp16.safetensors",
     "unet/diffusion_pytorch_model.non_ema.safetensors",
-    "safety_checker/model.safetensors",  # this family leaves it out
+    "safety_checker/config.json",  # the index does not name it
+    "safety_checker/model.safetensors",
     "vae_1_0/config.json",
     "v1-5-pruned.ckpt",
     "pipeline.py",
