@@ -61,6 +61,13 @@ VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
+SMALL_VAE: dict[str, Any] = {
+    **VAE,
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}
+"""Two pixels to a cell and not eight: quick, where what it decodes does not matter."""
 TINY_VAE: dict[str, Any] = {
     "encoder_block_out_channels": (8, 8, 8, 8),
     "decoder_block_out_channels": (8, 8, 8, 8),
@@ -68,8 +75,11 @@ TINY_VAE: dict[str, Any] = {
     "num_decoder_blocks": (1, 1, 1, 1),
 }
 VISION: dict[str, Any] = {**TEXT, "num_hidden_layers": 1, "image_size": 32, "patch_size": 8}
-PNDM: dict[str, Any] = {"skip_prk_steps": True, "steps_offset": 1}
-EULER: dict[str, Any] = {"timestep_spacing": "trailing"}
+TRAINED: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+PNDM: dict[str, Any] = {**TRAINED, "skip_prk_steps": True, "steps_offset": 1}
+"""As Stable Diffusion; with diffusers' defaults latents grow by hundreds, too much for one range in eight bits."""
+DDIM: dict[str, Any] = {**TRAINED, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+EULER: dict[str, Any] = {**TRAINED, "timestep_spacing": "trailing"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,15 @@ SDXL = {
         },
     ),
     "vae": ("AutoencoderKL", {**VAE, "scaling_factor": 0.13025, "force_upcast": True}),
-    "scheduler": ("EulerDiscreteScheduler", {}),
+    "scheduler": ("EulerDiscreteScheduler", {**TRAINED, "timestep_spacing": "leading", "steps_offset": 1}),
+}
+SD2 = {
+    "text_encoder": ("CLIPTextModel", {**TEXT, "num_hidden_layers": 3, "hidden_act": "gelu"}),
+    "unet": (
+        "UNet2DConditionModel",
+        {**UNET, "attention_head_dim": (4, 8), "use_linear_projection": True, "upcast_attention": True},
+    ),
+    "vae": ("AutoencoderKL", SMALL_VAE),
 }
 TINIES = {
     "sd15": Tiny(
@@ -118,17 +136,19 @@ TINIES = {
             "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
         },
     ),
+    "sd20": Tiny(
+        "StableDiffusionPipeline",
+        {**SD2, "scheduler": ("DDIMScheduler", {**DDIM, "prediction_type": "epsilon"})},
+        pads={"tokenizer": "!"},
+    ),
     "sd21": Tiny(
         "StableDiffusionPipeline",
-        {
-            "text_encoder": ("CLIPTextModel", {**TEXT, "num_hidden_layers": 3, "hidden_act": "gelu"}),
-            "unet": (
-                "UNet2DConditionModel",
-                {**UNET, "attention_head_dim": (4, 8), "use_linear_projection": True, "upcast_attention": True},
-            ),
-            "vae": ("AutoencoderKL", VAE),
-            "scheduler": ("DDIMScheduler", {"prediction_type": "v_prediction"}),
-        },
+        {**SD2, "scheduler": ("DDIMScheduler", {**DDIM, "prediction_type": "v_prediction"})},
+        pads={"tokenizer": "!"},
+    ),
+    "turbo": Tiny(
+        "StableDiffusionPipeline",
+        {**SD2, "scheduler": ("EulerDiscreteScheduler", EULER)},
         pads={"tokenizer": "!"},
     ),
     "sdxl": Tiny(
@@ -151,6 +171,7 @@ TINIES = {
         {
             **SD15,
             "unet": ("UNet2DConditionModel", {**UNET, "in_channels": 9}),
+            "vae": ("AutoencoderKL", SMALL_VAE),
             "tiny_vae": ("AutoencoderTiny", TINY_VAE),
             "safety_checker": ("StableDiffusionSafetyChecker", VISION),
             "feature_extractor": ("CLIPImageProcessor", {"size": 32, "crop_size": 32}),
@@ -159,15 +180,37 @@ TINIES = {
         entries={"requires_safety_checker": True},
     ),
 }
+LEAST = Tiny(
+    "StableDiffusionPipeline",
+    {
+        "text_encoder": ("CLIPTextModel", {**TEXT, "num_hidden_layers": 1}),
+        "unet": (
+            "UNet2DConditionModel",
+            {
+                **UNET,
+                "block_out_channels": (32,),
+                "down_block_types": ("CrossAttnDownBlock2D",),
+                "up_block_types": ("CrossAttnUpBlock2D",),
+            },
+        ),
+        "vae": ("AutoencoderTiny", TINY_VAE),
+        "scheduler": ("PNDMScheduler", PNDM),
+    },
+)
+"""What is converted soonest of all that the engine can draw with, for tests that convert again and again."""
 LIBRARIES = {"StableDiffusionSafetyChecker": "stable_diffusion"}
 
 
 def write_source(folder: Path, name: str = "sd15") -> None:
+    """The whole folder of one of ``TINIES``."""
+    write_tiny(folder, TINIES[name])
+
+
+def write_tiny(folder: Path, tiny: Tiny) -> None:
     """The whole folder, as ``save_pretrained`` writes it."""
     import torch
 
     torch.manual_seed(0)
-    tiny = TINIES[name]
     index: dict[str, object] = {**tiny.entries}
     for tokenizer, pad in tiny.pads.items():
         vocabulary = write_tokenizer(folder / tokenizer, pad)

@@ -367,7 +367,7 @@ def with_settings(component: str, **settings: object) -> Callable[[Path], None]:
         (lambda folder: change(folder / "tokenizer" / "vocab.json", more=522), "token 522 has no row"),
     ],
 )
-def test_a_source_that_cannot_be_trusted_is_refused(
+def test_m6_a_source_that_cannot_be_trusted_is_refused(
     copy: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(copy)
@@ -393,23 +393,6 @@ def test_old_names_of_weights_are_understood(copy: Path) -> None:
     safetensors.torch.save_file(weights, path)
     after = read_module(Source.open(copy), "vae").state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
-
-
-RUN = "import sys; from ovenbird_export.cli import export; export(sys.argv[1:], standalone_mode=False)"
-
-
-def test_killed_while_it_writes_the_target_is_absent(source: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, signal, click; real = click.echo\n"
-        "def echo(text=None, **options):\n"
-        f"    if text.startswith('text_encoder: writing fp16'): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    real(text, **options)\n"
-        f"click.echo = echo\n{RUN}"
-    )
-    command = [sys.executable, "-c", code, str(source), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, check=False)
-    assert done.returncode == -9
-    assert [path.name[:5] for path in (tmp_path / "out").iterdir()] == [".tmp-"]
 
 
 def test_a_bad_precision_or_source_stops_at_once(tmp_path: Path) -> None:

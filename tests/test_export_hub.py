@@ -219,7 +219,7 @@ def test_what_is_no_revision_is_not_asked_for(hub: FakeHub, revision: str) -> No
     assert hub.seen == []
 
 
-def test_a_branch_that_moves_meanwhile_changes_nothing(hub: FakeHub, files: dict[str, bytes]) -> None:
+def test_m8_a_branch_that_moves_meanwhile_changes_nothing(hub: FakeHub, files: dict[str, bytes]) -> None:
     newer = {name: content[::-1] for name, content in files.items()} | {"model_index.json": files["model_index.json"]}
     before = hub.revisions["main"]
     hub.faults["model_index.json"] = [fake_hub.then(lambda: hub.commit(newer))]
@@ -235,13 +235,13 @@ def test_a_branch_that_moves_meanwhile_changes_nothing(hub: FakeHub, files: dict
 
 
 @pytest.mark.parametrize("answer", [{"sha": "../../evil"}, {"sha": None}, {"sha": "A" * 40}])
-def test_a_commit_is_a_commit(hub: FakeHub, tmp_path: Path, answer: dict[str, object]) -> None:
+def test_m8_a_commit_is_a_commit(hub: FakeHub, tmp_path: Path, answer: dict[str, object]) -> None:
     hub.faults["metadata"] = [lambda handler, body: handler.answer(json.dumps(json.loads(body) | answer).encode(), {})]
     refused(ModelError, "says that owner/name main is commit")
     assert names(tmp_path / "cache") == set()
 
 
-def test_a_commit_that_was_asked_for_is_not_another(hub: FakeHub) -> None:
+def test_m8_a_commit_that_was_asked_for_is_not_another(hub: FakeHub) -> None:
     hub.revisions["a" * 40] = hub.revisions["main"]
     refused(ModelError, "is commit", revision="a" * 40)
 
@@ -253,7 +253,7 @@ def test_an_answer_that_is_not_the_hubs_is_refused(hub: FakeHub, body: bytes) ->
 
 
 @pytest.mark.parametrize("fault", [fake_hub.cut(70_000), fake_hub.stall(70_000)])
-def test_a_connection_that_breaks_is_resumed(
+def test_m9_a_connection_that_breaks_is_resumed(
     hub: FakeHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     monkeypatch.setattr(transfer, "TIMEOUT_S", 1.0)
@@ -281,7 +281,7 @@ def test_progress_earns_more_attempts(hub: FakeHub, files: dict[str, bytes], mon
     assert_complete(download(REPO), files)
 
 
-def test_a_drip_is_given_up(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_m9_a_drip_is_given_up(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "WINDOW_S", 0.1)
     monkeypatch.setattr(transfer, "RETRIES", 1)
     hub.faults[UNET] = [fake_hub.drip] * 9
@@ -298,14 +298,14 @@ def test_a_server_that_knows_no_ranges_starts_again(hub: FakeHub, files: dict[st
 
 @pytest.mark.parametrize("name", [UNET, "unet/config.json", "model_index.json"])
 @pytest.mark.parametrize("fault", [fake_hub.wrong, fake_hub.endless])
-def test_other_bytes_are_tried_once_more(hub: FakeHub, files: dict[str, bytes], name: str, fault: Fault) -> None:
+def test_m9_other_bytes_are_tried_once_more(hub: FakeHub, files: dict[str, bytes], name: str, fault: Fault) -> None:
     hub.faults[name] = [fault]
     assert_complete(download(REPO), files)
 
 
 @pytest.mark.parametrize("name", [UNET, "unet/config.json", "model_index.json"])
 @pytest.mark.parametrize("fault", [fake_hub.wrong, fake_hub.endless])
-def test_other_bytes_never_take_the_files_place(hub: FakeHub, tmp_path: Path, name: str, fault: Fault) -> None:
+def test_m9_other_bytes_never_take_the_files_place(hub: FakeHub, tmp_path: Path, name: str, fault: Fault) -> None:
     hub.faults[name] = [fault] * 2
     refused(ModelError, f"{name} arrived twice with other bytes")
     assert not [path for path in names(tmp_path / "cache") if name in path]
@@ -320,7 +320,7 @@ def test_a_part_that_was_spoiled_on_the_disk_is_replaced(hub: FakeHub, files: di
     assert_complete(download(REPO), files)
 
 
-def test_a_page_instead_of_the_file_is_noticed_and_what_was_there_is_kept(
+def test_m9_a_page_instead_of_the_file_is_noticed_and_what_was_there_is_kept(
     hub: FakeHub, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     hub.faults[UNET] = [fake_hub.cut(70_000), *[fake_hub.html] * 5]
@@ -331,7 +331,7 @@ def test_a_page_instead_of_the_file_is_noticed_and_what_was_there_is_kept(
     assert_complete(download(REPO), files)
 
 
-def test_a_file_that_is_shorter_than_listed_is_noticed(hub: FakeHub) -> None:
+def test_m9_a_file_that_is_shorter_than_listed_is_noticed(hub: FakeHub) -> None:
     hub.faults[UNET] = [fake_hub.cut(70_000)] + [lambda handler, body: handler.answer(body[:10], {})] * 5
     refused(ModelError, r"offers bytes \*/10 of no type, status 416")
 
@@ -404,7 +404,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["text_encoder/model.safetensors", "model_index.json", "metadata"])
-def test_who_began_with_https_is_not_led_away_from_it(
+def test_m9_who_began_with_https_is_not_led_away_from_it(
     certificate: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", f"{certificate}.crt")
@@ -418,7 +418,7 @@ def test_who_began_with_https_is_not_led_away_from_it(
         assert server.endpoint.startswith("https:") and "metadata" in server.names()
 
 
-def test_a_server_that_cannot_prove_who_it_is(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_m9_a_server_that_cannot_prove_who_it_is(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_hub.serve(certificate) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         refused(ResourceError, "CERTIFICATE_VERIFY_FAILED")
@@ -554,7 +554,7 @@ def test_two_at_once_wait_for_each_other(
     assert hub.names().count(UNET) == 1
 
 
-def test_a_repository_of_hostile_names_gives_only_the_known_ones(
+def test_m7_a_repository_of_hostile_names_gives_only_the_known_ones(
     hub: FakeHub, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     evil = ["../evil.json", "/etc/evil", "unet/../../evil", "unet\\..\\evil", "unet/config.json\0", "C:evil", "con"]
@@ -567,7 +567,7 @@ def test_a_repository_of_hostile_names_gives_only_the_known_ones(
 
 
 @pytest.mark.parametrize("link", ["unet", UNET, f"{UNET}.part"])
-def test_a_link_in_the_cache_is_not_followed(hub: FakeHub, tmp_path: Path, link: str) -> None:
+def test_m7_a_link_in_the_cache_is_not_followed(hub: FakeHub, tmp_path: Path, link: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("mine")
@@ -579,7 +579,7 @@ def test_a_link_in_the_cache_is_not_followed(hub: FakeHub, tmp_path: Path, link:
 
 
 @pytest.mark.parametrize("name", [UNET, "tokenizer/vocab.json"])
-def test_a_damaged_file_is_found_each_time(hub: FakeHub, files: dict[str, bytes], name: str) -> None:
+def test_m9_a_damaged_file_is_found_each_time(hub: FakeHub, files: dict[str, bytes], name: str) -> None:
     found = download(REPO)
     path = found.folder / name
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -598,7 +598,7 @@ def test_a_damaged_file_is_found_each_time(hub: FakeHub, files: dict[str, bytes]
         ({"../evil": ["diffusers", "Evil"]}, "'../evil' is not known"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_before_its_weights_travel(
+def test_m6_what_cannot_be_exported_is_refused_before_its_weights_travel(
     hub: FakeHub, tmp_path: Path, index: dict[str, object], message: str
 ) -> None:
     hub.commit(repository(tmp_path, **index))
@@ -657,7 +657,7 @@ def test_a_text_that_is_too_large_is_not_fetched(hub: FakeHub, files: dict[str, 
 
 
 @pytest.mark.parametrize("spoil", [{"size": None}, {"size": -1}, {"blobId": None}, {"blobId": "x"}])
-def test_a_listing_without_hashes_is_refused(hub: FakeHub, spoil: dict[str, object]) -> None:
+def test_m9_a_listing_without_hashes_is_refused(hub: FakeHub, spoil: dict[str, object]) -> None:
     def fault(handler: fake_hub.Handler, body: bytes) -> None:
         listing = json.loads(body)
         listing["siblings"] = [entry | spoil for entry in listing["siblings"]]

@@ -271,6 +271,16 @@ def test_a_layer_that_the_model_lacks_is_refused(modules: Modules, tmp_path: Pat
 
 
 @pytest.mark.export
+def test_a_layer_under_two_names_is_refused(modules: Modules, tmp_path: Path) -> None:
+    made = factors((8, 4, 3, 3), 2, 0)
+    tensors = {
+        f"lora_unet_{name}.lora_{f}.weight": a for name in ("conv_in", "input_blocks_0_0") for f, a in made.items()
+    }
+    with pytest.raises(ModelError, match="is for conv_in, which the file has under another name too"):
+        merge_lora(modules.unet(), "unet", write(tmp_path / "x", tensors))
+
+
+@pytest.mark.export
 def test_a_matrix_and_a_convolution_of_one_pixel_are_the_same(modules: Modules, tmp_path: Path) -> None:
     unet = modules.unet(use_linear_projection=False)
     layer = unet.mid_block.attentions[0].proj_in

@@ -156,7 +156,9 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 @pytest.mark.parametrize("kind", ATTACKS)
-def test_an_attack_is_inert_and_the_tensor_beside_it_loads(canary: Path, tmp_path: Path, kind: str, form: str) -> None:
+def test_m1_an_attack_is_inert_and_the_tensor_beside_it_loads(
+    canary: Path, tmp_path: Path, kind: str, form: str
+) -> None:
     content = p.program({"attack": ATTACKS[kind].payload(p.text(str(canary))), "good": p.GOOD})
     path = tmp_path / "model.safetensors"
     if form == "zip":
@@ -173,7 +175,7 @@ def test_an_attack_is_inert_and_the_tensor_beside_it_loads(canary: Path, tmp_pat
 
 
 @pytest.mark.parametrize("kind", [kind for kind, attack in ATTACKS.items() if attack.bites])
-def test_the_attacks_are_real(canary: Path, kind: str) -> None:
+def test_m1_the_attacks_are_real(canary: Path, kind: str) -> None:
     with contextlib.suppress(Exception):
         pickle.loads(b"\x80\x02" + ATTACKS[kind].payload(p.text(str(canary))) + b".")
     assert canary.is_dir()
@@ -231,7 +233,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("kind", PROGRAMS)
-def test_a_program_that_torch_does_not_write_is_refused(tmp_path: Path, kind: str) -> None:
+def test_m1_a_program_that_torch_does_not_write_is_refused(tmp_path: Path, kind: str) -> None:
     payload, message = PROGRAMS[kind]
     with pytest.raises(ModelError, match=message) as caught:
         open_checkpoint(p.write_zip(tmp_path / "a.ckpt", b"\x80\x02}" + p.text("x") + payload + b"s."))
@@ -249,7 +251,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_few_bytes_do_not_last_for_years(tmp_path: Path, kind: str) -> None:
+def test_m1_a_few_bytes_do_not_last_for_years(tmp_path: Path, kind: str) -> None:
     path = p.write_zip(tmp_path / "a.ckpt", p.program({"bomb": BOMBS[kind], "good": p.GOOD}))
     started = time.process_time()
     assert numbers(open_checkpoint(path), "good") == (1.5, -2.0)
@@ -347,7 +349,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_file_that_torch_does_not_write_is_refused(tmp_path: Path, kind: str) -> None:
+def test_m1_a_file_that_torch_does_not_write_is_refused(tmp_path: Path, kind: str) -> None:
     write, message = FILES[kind]
     write(tmp_path / "model.ckpt")
     with pytest.raises(ModelError, match=message.replace("\\", "\\\\")):
@@ -361,7 +363,7 @@ def test_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
-def test_a_file_that_is_cut_is_refused(tmp_path: Path, form: str) -> None:
+def test_m1_a_file_that_is_cut_is_refused(tmp_path: Path, form: str) -> None:
     path = tmp_path / "model.ckpt"
     content = p.program({"good": p.GOOD, "text": p.text("x" * 500)})
     whole = p.write_zip(path, content).read_bytes() if form == "zip" else p.legacy(content)
@@ -371,7 +373,7 @@ def test_a_file_that_is_cut_is_refused(tmp_path: Path, form: str) -> None:
             open_checkpoint(path)
 
 
-def test_a_checkpoint_of_lightning_gives_its_state(tmp_path: Path) -> None:
+def test_m1_a_checkpoint_of_lightning_gives_its_state(tmp_path: Path) -> None:
     checkpointer = p.name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
     scalar = p.call(
         p.name("numpy.core.multiarray", "scalar"),
@@ -432,13 +434,13 @@ FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCh
 
 @FUZZ
 @given(words=st.lists(st.sampled_from(WORDS), max_size=40))
-def test_any_program_opens_or_is_refused(tmp_path: Path, words: list[bytes]) -> None:
+def test_m1_any_program_opens_or_is_refused(tmp_path: Path, words: list[bytes]) -> None:
     opens_or_refuses(p.write_zip(tmp_path / "a.ckpt", b"}" + p.text("x") + b"".join(words) + b"s.", STORED))
 
 
 @FUZZ
 @given(data=st.data(), form=st.sampled_from(["zip", "pickle", "legacy"]))
-def test_any_damage_opens_or_is_refused(tmp_path: Path, data: st.DataObject, form: str) -> None:
+def test_m1_any_damage_opens_or_is_refused(tmp_path: Path, data: st.DataObject, form: str) -> None:
     path = tmp_path / "a.ckpt"
     whole = {
         "zip": lambda: p.write_zip(path, REAL, STORED).read_bytes(),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import export_tiny
 import pytest
 
 from ovenbird.errors import ModelError, RequestError
-from ovenbird_export.source import Source
+from ovenbird_export.recipes import RECIPES, Probe, Shapes
+from ovenbird_export.source import Changes, Source
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ from ovenbird_export.source import Source
         ({"auto_map": {}}, "'auto_map' is not known"),
     ],
 )
-def test_an_index_that_names_anything_unknown_is_refused(
+def test_m6_an_index_that_names_anything_unknown_is_refused(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     export_tiny.write_index(tmp_path, **changes)
@@ -60,7 +62,9 @@ def test_no_folder_is_a_bad_request_and_no_index_a_bad_model(tmp_path: Path) -> 
         ({"sample_size": 8, "class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
     ],
 )
-def test_settings_that_are_not_this_family_are_refused(tmp_path: Path, config: dict[str, object], message: str) -> None:
+def test_m6_settings_that_are_not_this_family_are_refused(
+    tmp_path: Path, config: dict[str, object], message: str
+) -> None:
     export_tiny.write_index(tmp_path)
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
@@ -68,8 +72,150 @@ def test_settings_that_are_not_this_family_are_refused(tmp_path: Path, config: d
         Source.open(tmp_path).settings("unet", ["sample_size", "class_embed_type"])
 
 
+SDXL: dict[str, Any] = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+}
+CHECKER: dict[str, Any] = {
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "feature_extractor": ["transformers", "CLIPFeatureExtractor"],
+}
+SD_PARTS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "family", "parts"),
+    [
+        ({}, "sd", SD_PARTS),
+        ({"_class_name": "LatentConsistencyModelPipeline"}, "sd", SD_PARTS),
+        ({"_class_name": "StableDiffusionInpaintPipeline"}, "sd", SD_PARTS),
+        (SDXL, "sdxl", ["text_encoder", "text_encoder_2", *SD_PARTS[1:]]),
+        (SDXL | {"_class_name": "StableDiffusionXLInpaintPipeline"}, "sdxl", None),
+        ({"vae": ["diffusers", "AutoencoderTiny"]}, "sd", SD_PARTS),
+        ({"tiny_vae": ["diffusers", "AutoencoderTiny"]}, "sd", [*SD_PARTS, "tiny_vae_decoder"]),
+        (CHECKER, "sd", [*SD_PARTS, "safety_checker"]),
+    ],
+)
+def test_a_family_is_what_its_index_says(
+    tmp_path: Path, changes: dict[str, object], family: str, parts: list[str] | None
+) -> None:
+    export_tiny.write_index(tmp_path, **changes)
+    source = Source.open(tmp_path)
+    assert source.recipe.family == family
+    assert parts is None or [part.name for part in source.parts] == parts
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_encoder_2": SDXL["text_encoder_2"]}, "'text_encoder_2' is not known"),
+        ({"_class_name": "StableDiffusionXLPipeline"}, "names no text_encoder_2"),
+        (SDXL | {"text_encoder": [None, None]}, "text_encoder may not be a None"),
+        (SDXL | {"add_watermarker": "yes"}, "add_watermarker is 'yes'"),
+        (SDXL | {"requires_aesthetics_score": False}, "'requires_aesthetics_score' is not known"),
+        (
+            SDXL | {"_class_name": "StableDiffusionXLInpaintPipeline", "requires_aesthetics_score": True},
+            "requires_aesthetics_score is True",
+        ),
+        ({"tiny_vae": ["diffusers", "AutoencoderKL"]}, "tiny_vae may not be a diffusers.AutoencoderKL"),
+        ({"safety_checker": CHECKER["safety_checker"]}, "a safety_checker but no feature_extractor"),
+        ({"_class_name": "StableDiffusion3Pipeline"}, "cannot be exported"),
+    ],
+)
+def test_what_is_no_family_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    export_tiny.write_index(tmp_path, **changes)
+    with pytest.raises(ModelError, match=message):
+        Source.open(tmp_path)
+
+
+def test_the_safety_checker_may_be_left_out(tmp_path: Path) -> None:
+    export_tiny.write_index(tmp_path, **CHECKER, requires_safety_checker=True)
+    whole, without = Source.open(tmp_path), Source.open(tmp_path, Changes(without=("safety_checker",)))
+    assert whole.left_out == () and without.left_out == ("safety_checker", "feature_extractor")
+    assert [part.name for part in without.parts] == SD_PARTS
+    assert whole.index()["requires_safety_checker"] and not without.index()["requires_safety_checker"]
+    # optimum-intel would look for torch's weights of a checker that is named.
+    assert whole.index()["safety_checker"] == without.index()["safety_checker"] == [None, None]
+    assert whole.index()["feature_extractor"] == ["transformers", "CLIPImageProcessor"]
+    assert without.index()["feature_extractor"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "config", "good"),
+    [
+        ("StableDiffusionPipeline", {"in_channels": 4}, True),
+        ("StableDiffusionPipeline", {"in_channels": 9}, False),
+        ("StableDiffusionInpaintPipeline", {"in_channels": 9}, True),
+        ("StableDiffusionInpaintPipeline", {"in_channels": 8}, False),
+        ("StableDiffusionPipeline", {"time_cond_proj_dim": 256}, True),
+        ("StableDiffusionPipeline", {"addition_embed_type": "text_time"}, False),
+        ("StableDiffusionXLPipeline", {"addition_embed_type": "text_time"}, True),
+        ("StableDiffusionXLPipeline", {}, False),
+    ],
+)
+def test_the_unet_must_be_one_that_the_pipeline_can_call(
+    tmp_path: Path, pipeline: str, config: dict[str, object], good: bool
+) -> None:
+    export_tiny.write_index(tmp_path, **{**(SDXL if "XL" in pipeline else {}), "_class_name": pipeline})
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
+    source = Source.open(tmp_path)
+    if good:
+        assert source.settings("unet", config) == config
+    else:
+        with pytest.raises(ModelError, match="in a StableDiffusion"):
+            source.settings("unet", config)
+
+
+@pytest.mark.parametrize("name", ["../w-00001-of-00002.safetensors", "w.safetensors", "w-1-of-2.safetensors", "x.bin"])
+def test_m7_shards_lie_beside_their_index(tmp_path: Path, name: str) -> None:
+    export_tiny.write_index(tmp_path)
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / name).touch()
+    index = tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    for content in ({"weight_map": {"a": name}}, {"weight_map": {}}, {"weight_map": [name]}):
+        index.write_text(json.dumps(content))
+        with pytest.raises(ModelError, match="names"):
+            Source.open(tmp_path).weights("unet")
+
+
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "message"),
+    [
+        (0, None, None, "batch: 0 is not in 1"),
+        (None, 65, None, "height: 65 is not a multiple of 8"),
+        (None, None, 56, "width: 56"),
+        (None, None, 1 << 20, "width: 1048576"),
+    ],
+)
+def test_shapes_that_no_model_has_are_bad_requests(
+    batch: int | None, height: int | None, width: int | None, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        Shapes(batch, height, width)
+
+
+def test_what_is_fixed_is_what_a_part_is_tried_with() -> None:
+    probe = Probe(seed=1, batch=2, height=16, width=11, tokens=40, timestep=1.0)
+    assert Shapes().fit(probe, rows=2, factor=8, tokens=77) == probe and Shapes().axes == ()
+    fitted = Shapes(3, 64, None).fit(probe, rows=2, factor=8, tokens=77)
+    assert (fitted.batch, fitted.height, fitted.width, fitted.tokens) == (6, 8, 11, 77)
+    assert Shapes(3, 64, None).axes == ("batch", "sequence", "height")
+    with pytest.raises(RequestError, match="72 is not a multiple of 16"):
+        Shapes(width=72).fit(probe, rows=1, factor=16, tokens=77)
+
+
+def test_every_part_comes_from_a_component_of_its_recipe() -> None:
+    for recipe in RECIPES.values():
+        known = {**recipe.classes, **recipe.optional}
+        for part in recipe.parts:
+            assert any(name.endswith(f".{part.kind}") for name in known.get(part.origin, (f".{part.kind}",)))
+        assert set(recipe.tokenizers) == {key for key in recipe.classes if key.startswith("tokenizer")}
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.ckpt", "weights.pt"])
-def test_a_pickle_is_never_considered(tmp_path: Path, name: str) -> None:
+def test_m1_a_pickle_is_never_considered(tmp_path: Path, name: str) -> None:
     export_tiny.write_index(tmp_path)
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / name).write_bytes(b"\x80\x04cos\nsystem\n.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,9 @@ def test_a_file_that_is_not_aligned_is_read(tmp_path: Path) -> None:
     header = json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
     header += b" " * ((8 - len(header)) % 4 + 1)
     path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<2f", 1.5, -2.0))
-    assert open_safetensors(path).tensors["x"].start % 4
-    assert open_safetensors(path).tensors["x"].read().tolist() == [1.5, -2.0]
+    found = open_safetensors(path).tensors["x"]
+    assert found.start % 4 and found.read().data_ptr() % 4 == 0
+    assert found.read().tolist() == [1.5, -2.0]
 
 
 def test_opening_reads_nothing(tmp_path: Path) -> None:
@@ -147,7 +149,7 @@ HEADERS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", HEADERS)
-def test_a_header_that_is_not_right_is_refused(tmp_path: Path, kind: str) -> None:
+def test_m2_a_header_that_is_not_right_is_refused(tmp_path: Path, kind: str) -> None:
     header, message = HEADERS[kind]
     path = tmp_path / "weights.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
@@ -158,7 +160,7 @@ def test_a_header_that_is_not_right_is_refused(tmp_path: Path, kind: str) -> Non
 @pytest.mark.parametrize(
     "content", [b"", b"1234567", struct.pack("<Q", 1 << 62), struct.pack("<Q", weights.LARGEST_HEADER + 1), bytes(8)]
 )
-def test_a_file_without_a_header_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_m2_a_file_without_a_header_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
     with pytest.raises(ModelError, match="is not a safetensors file"):
@@ -174,6 +176,24 @@ def test_a_header_is_read(tmp_path: Path) -> None:
         "y": ("F32", (1,)),
     }
     assert header.metadata == {"modelspec.title": "t"}
+
+
+def resident() -> int:
+    """Bytes of files that are in this process's memory."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+    return int(line.split()[1]) << 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_memory_is_given_back_and_filled_again(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"x": torch.full((1 << 23,), 2.0)}, tmp_path / "x.safetensors")
+    checkpoint = open_safetensors(tmp_path / "x.safetensors")
+    tensor = checkpoint.tensors["x"].read()
+    assert tensor.sum() == 1 << 24
+    full = resident()
+    checkpoint.release()
+    assert full - resident() > 30_000_000
+    assert tensor.sum() == 1 << 24
 
 
 def test_types_that_are_not_read_are_named(tmp_path: Path) -> None:

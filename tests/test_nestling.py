@@ -24,6 +24,11 @@ def pipeline() -> Pipeline:
     return Pipeline.open("nestling")
 
 
+@pytest.fixture(scope="module")
+def reader(pipeline: Pipeline) -> attributes.Reader:
+    return attributes.Reader(attributes.held_out(CAPTIONS), pipeline.backend)
+
+
 def test_there_are_at_least_20_000_scenes_of_8_attributes() -> None:
     assert len(ATTRIBUTES) == 8
     assert math.prod(len(values) for values in ATTRIBUTES.values()) >= 20_000
@@ -62,18 +67,17 @@ def test_it_has_the_classes_of_stable_diffusion(nestling: Path) -> None:
     }
 
 
-def test_pictures_show_what_held_out_captions_ask(pipeline: Pipeline) -> None:
-    reader, wishes = attributes.Reader(pipeline), attributes.held_out_wishes(CAPTIONS)
-    assert all(scene.held_out for scene, _, _ in wishes)
-    seen = attributes.readings(pipeline, reader, [words for _, words, _ in wishes])
-    right = attributes.score(seen, wishes)["all"]
-    shuffled = attributes.score(seen, [*wishes[1:], wishes[0]])["all"]
+def test_pictures_show_what_held_out_captions_ask(pipeline: Pipeline, reader: attributes.Reader) -> None:
+    exam = attributes.held_out(CAPTIONS)
+    seen = attributes.readings(pipeline, reader, exam.requests())
+    right = attributes.score(seen, exam.captions)["all"]
+    shuffled = attributes.score(seen, [*exam.captions[1:], exam.captions[0]])["all"]
     assert right >= 0.92
     assert shuffled <= 0.6
 
 
-def test_the_reader_is_right_on_drawings(pipeline: Pipeline) -> None:
-    scores = attributes.score(*attributes.rendered(attributes.Reader(pipeline), 100))
+def test_the_reader_is_right_on_drawings(reader: attributes.Reader) -> None:
+    scores = attributes.score(*attributes.rendered(reader, 100))
     assert min(scores.values()) >= 0.95
 
 
@@ -81,7 +85,7 @@ def test_reconstructions_have_30_db(pipeline: Pipeline) -> None:
     assert np.mean(attributes.reconstruction(pipeline, 20)) >= 30
 
 
-def test_a_negative_prompt_takes_the_night_away(pipeline: Pipeline) -> None:
-    shares = attributes.night_share(pipeline, attributes.Reader(pipeline), 20)
+def test_a_negative_prompt_takes_the_night_away(pipeline: Pipeline, reader: attributes.Reader) -> None:
+    shares = attributes.night_share(pipeline, reader, 20)
     without, negative = shares.values()
     assert negative < without

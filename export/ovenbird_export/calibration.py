@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.backends import Arrays, Backend, CompiledModel, Shapes, create
+from ovenbird.backends import Backend, CompiledModel, Shapes, create
 from ovenbird.bundle import Bundle
 from ovenbird.errors import RequestError
 from ovenbird.pipeline import Pipeline
-from ovenbird.request import Request
+from ovenbird.request import MIN_SIZE, Request
+from ovenbird_export.recipes import Arrays, Cases
 
-STEPS = 10
-KEEP = 4
-"""One U-Net call in so many is kept, the next one for each prompt, so that together they meet every noise level."""
+STEPS = (4, 5, 6)
+KEEP = 2
+"""One U-Net call in so many is kept, another one for each prompt, so that together they meet every noise level."""
 LARGEST_SIDE = 256
 """Pixels.  A smaller picture meets the same ranges in a fraction of the time."""
 MOST_PROMPTS = 64
@@ -40,28 +41,30 @@ def read_prompts(path: Path | None) -> list[str]:
     return prompts
 
 
-def record(folder: Path, prompts: Sequence[str]) -> list[dict[str, NDArray[Any]]]:
+def record(folder: Path, prompts: Sequence[str]) -> list[Arrays]:
     """Inputs of the U-Net in ``folder``, in float32 on OpenVINO, while it makes a picture of each prompt."""
     recorder = Recorder(create("openvino"), "unet")
     pipeline = Pipeline(Bundle.open(folder), recorder, inference_precision="f32")
-    side = min(pipeline.bundle.default_size, LARGEST_SIDE)
-    samples: list[dict[str, NDArray[Any]]] = []
+    side = min(max(pipeline.bundle.default_size, MIN_SIZE), LARGEST_SIDE)
+    samples: list[Arrays] = []
     for number, prompt in enumerate(prompts):
-        wish = Request(prompt=prompt, seed=number, num_inference_steps=STEPS, height=side, width=side)
+        wish = Request(
+            prompt=prompt, seed=number, num_inference_steps=STEPS[number % len(STEPS)], height=side, width=side
+        )
         pipeline.generate(wish)
-        samples += recorder.calls[number % KEEP :: KEEP]
+        samples += [inputs for inputs, _ in recorder.calls[number % KEEP :: KEEP]]
         recorder.calls.clear()
     return samples
 
 
 class Recorder:
-    """A runtime that keeps what one component is called with."""
+    """A runtime that keeps what one component is called with, and what it answers."""
 
     def __init__(self, backend: Backend, component: str) -> None:
         self.backend, self.component = backend, component
         self.name, self.version = backend.name, backend.version
         self.device, self.threads = backend.device, backend.threads
-        self.calls: list[dict[str, NDArray[Any]]] = []
+        self.calls: Cases = []
 
     def best_precision(self, stored: str) -> str:
         """See ``Backend``."""
@@ -74,13 +77,15 @@ class Recorder:
 
 
 class Recorded:
-    """A component that tells what it is called with."""
+    """A component that tells of its calls."""
 
-    def __init__(self, model: CompiledModel, tell: Callable[[dict[str, NDArray[Any]]], None]) -> None:
+    def __init__(self, model: CompiledModel, tell: Callable[[tuple[Arrays, Arrays]], None]) -> None:
         self._model, self._tell = model, tell
         self.inputs, self.precision, self.cache = model.inputs, model.precision, model.cache
 
-    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """See ``CompiledModel``."""
-        self._tell({name: np.array(inputs[name], port.dtype) for name, port in self.inputs.items()})
-        return self._model(inputs)
+        given = {name: np.array(inputs[name], port.dtype) for name, port in self.inputs.items()}
+        outputs = self._model(inputs)
+        self._tell((given, outputs))
+        return outputs

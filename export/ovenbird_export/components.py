@@ -19,11 +19,14 @@ from diffusers.loaders import single_file_utils
 from ovenbird.errors import ModelError
 from ovenbird_export import layouts, shapes
 from ovenbird_export.layouts import UNET, VAE, Family, Text
+from ovenbird_export.pickled import open_file
 from ovenbird_export.publish import write_json
 from ovenbird_export.weights import LazyTensor
 
 CONVERSIONS: Any = single_file_utils  # has no types
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+ORIGINAL = ("encoder.down.", "decoder.up.")
+"""How names begin in an autoencoder's file that diffusers did not write."""
 SHORT = re.compile(r"^(?=(embeddings|encoder|final_layer_norm)\.)")
 """Where some files leave ``text_model.`` out."""
 
@@ -59,15 +62,26 @@ def components(file: Path, tensors: Lazy, family: Family, size: int, ids: Mappin
         config = shapes.unet(family, part, size) | (shapes.addition(part, pooled) if len(family.texts) > 1 else {})
         weights = CONVERSIONS.convert_ldm_unet_checkpoint(_read(part, UNET), config)
     yield _checked(file, part, Component("unet", config, weights))
-    yield vae(file, part_of(file, tensors, VAE), family.scaling_factor)
-
-
-def vae(file: Path, part: Lazy, scaling_factor: float) -> Component:
-    """The VAE, from weights without a prefix.  Raises ``ModelError``."""
+    part = part_of(file, tensors, VAE)
     with _as_known(file, "vae"):
-        config = shapes.vae(part, scaling_factor)
+        config = shapes.vae(part, family.scaling_factor)
         weights = CONVERSIONS.convert_ldm_vae_checkpoint(_read(part), config)
-    return _checked(file, part, Component("vae", config, weights))
+    yield _checked(file, part, Component("vae", config, weights))
+
+
+def read_autoencoder(file: Path, config: shapes.Config) -> Tensors:
+    """Weights under diffusers' names from a .safetensors or .ckpt file with an autoencoder, in either layout.
+
+    ``config`` are the settings of the module that they are for; whether its shapes fit is for the caller to see.
+    Raises ``ModelError`` for another file, and for weights that would be lost.
+    """
+    part = part_of(file, layouts.autoencoder(file, open_file(file).tensors), "")
+    weights = _read(part)
+    if any(name.startswith(ORIGINAL) for name in part):
+        with _as_known(file, "vae"):
+            weights = CONVERSIONS.convert_ldm_vae_checkpoint(weights, config)
+        _all_kept(file, part, "vae", weights)
+    return weights
 
 
 def part_of(file: Path, tensors: Lazy, prefix: str) -> dict[str, LazyTensor]:
@@ -122,10 +136,14 @@ def _checked(file: Path, part: Lazy, component: Component) -> Component:
                 f"{file}: its {component.name} does not fit together: {name} has the shape {found.get(name)},"
                 f" not {expected.get(name)}"
             )
-    given, kept = (sum(map(_numbers, tensors.values())) for tensors in (part, component.weights))
-    if given != kept:
-        raise ModelError(f"{file}: {given - kept} numbers of its {component.name} have no place in any that is known")
+    _all_kept(file, part, component.name, component.weights)
     return component
+
+
+def _all_kept(file: Path, part: Lazy, name: str, weights: Tensors) -> None:
+    given, kept = (sum(map(_numbers, tensors.values())) for tensors in (part, weights))
+    if given != kept:
+        raise ModelError(f"{file}: {given - kept} numbers of its {name} have no place in any that is known")
 
 
 def _empty(config: shapes.Config) -> torch.nn.Module:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ovenbird import __version__, schedulers
-from ovenbird.backends import BACKENDS
+from ovenbird.backends import BACKENDS, create
 from ovenbird.bundle import MANIFEST_FORMAT
 from ovenbird.errors import MissingExtraError, ModelError, RequestError
 from ovenbird_export import calibration, publish
+from ovenbird_export.attributes import Exam, Reader
 from ovenbird_export.image_processor import write_image_processor
 from ovenbird_export.job import Job
 from ovenbird_export.precisions import Precision
@@ -37,6 +38,8 @@ class Wish:
     changes: Changes = NONE
     calibration: Path | None = None
     """Prompts to measure ranges on, one a line; None for the project's own."""
+    attributes: Path | None = None
+    """The folder of an attribute reader that scores pictures."""
     name: str | None = None
     force: bool = False
 
@@ -48,37 +51,45 @@ def export_folder(wanted: Wanted, folder: Path, wish: Wish) -> list[Path]:
     do it, ``NumericError`` when a component differs from torch or pictures differ; nothing is published then.
     """
     prompts = calibration.read_prompts(wish.calibration)
+    exam = Exam.open(wish.attributes) if wish.attributes is not None else None
     tools = tool_versions()
     with publish.workspace(folder, [precision.name for precision in wish.precisions], force=wish.force) as workspace:
         workspace.scratch.mkdir()
         origin = locate(wanted, workspace.scratch)
         source = Source.open(origin.folder, wish.changes)
         name = _checked_name(wish.name if wish.name is not None else origin.name)
-        job = Job(source, wish.precisions, workspace, wish.shapes, wish.runtimes, prompts)
+        variants = {precision.name: workspace.variant(precision.name) for precision in wish.precisions}
+        job = Job(source, wish.precisions, variants, workspace.scratch, wish.shapes, wish.runtimes, prompts, exam)
         _refuse_what_cannot_be_drawn(job)
+        _refuse_what_cannot_be_scored(job)
         publish.require_space(folder, predicted_bytes(job))
         for component in source.left_out:
             note(f"{component} is left out")
         with stage("tools: loading"):
             from ovenbird_export import convert, proof
-        with stage("index, scheduler, tokenizer"):
-            for target in job.folders:
+        folders = (job.reference, *variants.values())
+        with stage("index, scheduler, tokenizer", *folders):
+            for target in folders:
                 write_rest(job, target)
         facts = _facts(job, origin, name, tools)
         figures = {part.name: convert.convert(job, part) for part in source.parts}
-        figures["unet"] |= convert.quantise_unet(job)
-        if not can_draw(job):
+        pictures: dict[str, Any] = {}
+        if can_draw(job):
+            drawn = proof.draw_reference(job)
+            figures["unet"] |= convert.quantise_unet(job, drawn.calls)
+            pictures = proof.prove_pictures(job, drawn.runs)
+        else:
             note("no pictures are compared: the engine cannot draw with this model yet; every component was")
-        pictures = proof.prove_pictures(job) if can_draw(job) else {}
+        scores = proof.prove_attributes(job)
         for precision in wish.precisions:
-            with stage(f"{precision.name}: manifest"):
+            with stage(f"{precision.name}: sha256 of its files"):
                 found = {part: by_precision[precision.name] for part, by_precision in figures.items()}
-                drawn = pictures.get(precision.name)
-                verification: dict[str, Any] = {"components": found, "pictures": None}
-                if drawn:
-                    verification["pictures"] = {"gate_db": precision.psnr_db, **drawn}
+                alike = {"gate_db": precision.psnr_db, **pictures[precision.name]} if pictures else None
+                verification: dict[str, Any] = {"components": found, "pictures": alike}
+                if scores:
+                    verification["attributes"] = scores[precision.name]
                 manifest = facts | {"precision": precision.name, "verification": verification}
-                publish.write_manifest(workspace.variant(precision.name), manifest)
+                publish.write_manifest(variants[precision.name], manifest)
         with stage("publishing"):
             return workspace.publish()
 
@@ -99,6 +110,24 @@ def _refuse_what_cannot_be_drawn(job: Job) -> None:
                 f"precision: {precision.name} is measured while the model draws, which the engine cannot with this one",
                 hint="use int8-weights, and no --batch above 1",
             )
+
+
+def _refuse_what_cannot_be_scored(job: Job) -> None:
+    if job.exam is None:
+        return
+    if not can_draw(job):
+        raise RequestError(
+            "attributes: they are read off pictures, which the engine cannot draw with this model",
+            hint="leave --attributes out, and --batch above 1",
+        )
+    schedulers.from_config(job.source.scheduler()).timesteps(job.exam.steps)
+    reader, own = Reader(job.exam, create(job.runtimes[0])), job.source.default_size
+    height, width = job.shapes.height or own, job.shapes.width or own
+    if (height, width) != (reader.height, reader.width):
+        raise RequestError(
+            f"attributes: the model draws {width}x{height} pixels, the reader reads {reader.width}x{reader.height}",
+            hint="give a reader of the model's own size",
+        )
 
 
 def write_rest(job: Job, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.backends import create
+from ovenbird.backends import Backend
 from ovenbird.bundle import Bundle
 from ovenbird.pipeline import Pipeline, Step
 from ovenbird.request import MIN_SIZE, Request
 from ovenbird_export.recipes import Shapes
 
 PROMPTS = ("a red house by the sea at sunset", "a boat on a lake in front of mountains, by day")
-STEPS = 6
-LARGEST_SIDE = 256
+STEPS = 4
+LARGEST_SIDE = 192
 """Pixels; the sides are not equal, and one is a multiple of 8 only."""
 WINDOW = 7
 """Pixels of the square in which structure is compared."""
@@ -33,15 +34,16 @@ class Run:
     pixels: NDArray[np.uint8]
 
 
-def runs(folder: Path, runtime: str, shapes: Shapes) -> list[Run]:
+def runs(folder: Path, backend: Backend, shapes: Shapes) -> list[Run]:
     """A picture for each of ``PROMPTS``, made by the engine in ``f32``."""
-    pipeline = Pipeline(Bundle.open(folder), create(runtime), inference_precision="f32")
-    side = min(pipeline.bundle.default_size, LARGEST_SIDE)
+    bundle = Bundle.open(folder)
+    side = min(max(bundle.default_size, MIN_SIZE), LARGEST_SIDE)
     height, width = shapes.height or max(side - 8, MIN_SIZE), shapes.width or side
     found = []
     for seed, prompt in enumerate(PROMPTS):
         wish = Request(prompt=prompt, seed=seed, num_inference_steps=STEPS, height=height, width=width)
-        for event in pipeline.stream(wish):
+        gc.collect()  # a new pipeline for each: SDXL's U-Net and text encoders do not fit into 24 GB together
+        for event in Pipeline(bundle, backend, inference_precision="f32", keep=False).stream(wish):
             if isinstance(event, Step):
                 latents = event.latents
             else:

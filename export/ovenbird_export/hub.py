@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from ovenbird import cache
 from ovenbird.bundle import read_json
 from ovenbird.errors import Cancelled, ModelError, OvenbirdError, RequestError, ResourceError
 from ovenbird_export import transfer
-from ovenbird_export.progress import note, stage
+from ovenbird_export.progress import amount, note, stage
 from ovenbird_export.publish import is_disk_full
 from ovenbird_export.source import CARD, LARGEST_TEXT, PICKLES, WEIGHTS, Source
 from ovenbird_export.transfer import File
@@ -35,11 +35,12 @@ LONGEST_REVISION = 255
 LARGEST_LISTING = 64 << 20
 
 INDEX = "model_index.json"
-WEIGHTED = ("text_encoder", "text_encoder_2", "unet", "vae", "safety_checker")
+WEIGHTED = ("text_encoder", "text_encoder_2", "unet", "vae", "tiny_vae", "safety_checker")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
+VOCABULARY = ("vocab.json", "merges.txt")
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "scheduler": ("scheduler_config.json",),
-    **dict.fromkeys(TOKENIZERS, ("vocab.json", "merges.txt")),
+    **dict.fromkeys(TOKENIZERS, VOCABULARY),
     "feature_extractor": ("preprocessor_config.json",),
     **dict.fromkeys(WEIGHTED, ("config.json",)),
 }
@@ -90,15 +91,25 @@ def download(repo: str, *, revision: str | None = None, offline: bool = False) -
     that cannot be exported or other bytes arrive than it lists, ``ResourceError`` when network or disk cannot do it,
     and ``Cancelled`` for Ctrl-C.  What has arrived stays, and the next call goes on from there.
     """
+    return _download(repo, revision, _home(repo), offline, Repository.fill)
+
+
+def download_tokenizer(repo: str, *, revision: str | None = None, offline: bool = False) -> tuple[Path, Download]:
+    """The folder with CLIP's vocabulary in ``repo``, and nothing else of it; otherwise as ``download``."""
+    found = _download(repo, revision, _home(f"{repo}/tokenizer"), offline, Repository.fill_tokenizer)
+    return next(found.folder.rglob(VOCABULARY[0])).parent, found
+
+
+def _download(repo: str, revision: str | None, home: Path, offline: bool, fill: Fill) -> Download:
     if not is_hub_id(repo):
         raise RequestError(f"{repo!r} is not a repository of the Hub", hint="give OWNER/NAME")
     revision = _checked_revision("main" if revision is None else revision)
-    endpoint, home = _endpoint(), _home(repo)
+    endpoint = _endpoint()
     with _translated(f"{endpoint}/{repo}", repo, revision, home):
         if offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             return _stored(repo, revision, home)
         with transfer.open_session() as session:
-            return Repository(endpoint, repo, session).download(revision, home)
+            return Repository(endpoint, repo, session).download(revision, home, fill)
 
 
 @dataclass(frozen=True)
@@ -109,15 +120,15 @@ class Repository:
     name: str
     session: Session
 
-    def download(self, revision: str, home: Path) -> Download:
-        """Resolve ``revision``, and complete ``home/<commit>``."""
+    def download(self, revision: str, home: Path, fill: Fill) -> Download:
+        """Resolve ``revision``, and complete ``home/<commit>`` with what ``fill`` takes."""
         with stage(f"{self.name}: asking {urlsplit(self.endpoint).netloc} for {revision}"):
             commit, listing = self.resolve(revision)
         note(f"{self.name} {revision} is commit {commit}")
         folder = home / commit
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(home / f"{commit}.lock"):
-            files = self.fill(folder, commit, listing)
+            files = fill(self, folder, commit, listing)
             cache.write(_complete_key(home, commit), json.dumps([asdict(file) for file in files]).encode())
             cache.write(_revision_key(home, revision), commit.encode())
         return Download(folder, self.name, revision, commit)
@@ -151,18 +162,25 @@ class Repository:
         self.bring(weights, folder, commit)
         return [index, *texts, *weights]
 
+    def fill_tokenizer(self, folder: Path, commit: str, listing: Mapping[str, File]) -> list[File]:
+        """Complete ``folder`` with a vocabulary, which lies at the top or where diffusers has it."""
+        place = "" if VOCABULARY[0] in listing else "tokenizer/"
+        files = [_pick(listing, place + name) for name in VOCABULARY]
+        self.bring(files, folder, commit)
+        return files
+
     def bring(self, files: Iterable[File], folder: Path, commit: str) -> None:
         """Put each file in its place, by the commit and by no other name."""
         from huggingface_hub import hf_hub_url
 
         for file in files:
-            with stage(f"{file.name} ({_megabytes(file.size)})"):
+            with stage(f"{file.name} ({amount(file.size)})"):
                 url = hf_hub_url(self.name, file.name, revision=commit, endpoint=self.endpoint)
                 transfer.bring(self.session, url, file, folder)
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+Fill = Callable[[Repository, Path, str, Mapping[str, File]], list[File]]
+"""Completes the folder of a commit from what it lists; the files that are needed."""
 
 
 def _endpoint() -> str:

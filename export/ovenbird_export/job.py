@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ovenbird.backends import BACKENDS
+from ovenbird_export.attributes import Exam
 from ovenbird_export.precisions import Precision
-from ovenbird_export.publish import Workspace
 from ovenbird_export.recipes import FREE, Shapes
 from ovenbird_export.source import Source
 
@@ -19,18 +19,18 @@ class Job:
 
     source: Source
     precisions: tuple[Precision, ...]
-    workspace: Workspace
+    variants: Mapping[str, Path]
+    """Precision -> its folder."""
+    scratch: Path
+    """Room for what is not published."""
     shapes: Shapes = FREE
     runtimes: tuple[str, ...] = tuple(BACKENDS)
     prompts: Sequence[str] = ()
     """What the model draws while the ranges for eight bits are measured."""
+    exam: Exam | None = None
+    """What its pictures are scored with."""
 
     @property
     def reference(self) -> Path:
         """A model folder, never published: the graphs as traced, in float32, which every variant is made from."""
-        return self.workspace.scratch / "reference"
-
-    @property
-    def folders(self) -> list[Path]:
-        """The reference, and every variant."""
-        return [self.reference, *(self.workspace.variant(precision.name) for precision in self.precisions)]
+        return self.scratch / "reference"

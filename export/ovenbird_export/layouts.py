@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ovenbird.errors import ModelError
+from ovenbird_export.weights import LazyTensor
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -183,6 +184,15 @@ def look(file: Path, names: Collection[str]) -> str | None:
     if len(names) > MOST_TENSORS:
         raise ModelError(f"{file} holds {len(names)} tensors; no model in one file has more than {MOST_TENSORS}")
     return next((what for pattern, what in LOOKS if any(pattern.match(name) for name in names)), None)
+
+
+def autoencoder(file: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The tensors of a VAE, alone or with a model around it, in whichever layout.  Raises ``ModelError``."""
+    what = look(file, tensors)
+    if what not in (None, VAE_ALONE, DIFFUSERS):
+        raise ModelError(f"{file} looks like {what}", hint="give a file or a folder with an autoencoder")
+    inside = {name.removeprefix(VAE): tensor for name, tensor in tensors.items() if name.startswith(VAE)}
+    return {name: tensor for name, tensor in (inside or tensors).items() if unused_label(name) is None}
 
 
 def unused(file: Path, family: Family, names: Iterable[str]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ovenbird.errors import ModelError, RequestError
+from ovenbird_export.weights import read_header
 
 MOST_KEYS = 20_000
 PREFIXES = {
@@ -127,25 +128,31 @@ def merge_lora(module: Any, component: str, lora: Lora) -> None:
     """
     from safetensors import safe_open
 
-    names = spellings(module)
+    names, merged = spellings(module), set()
     with safe_open(lora.path, framework="pt") as file:
         for (owner, layer), keys in lora.layers.items():
             if owner != component:
                 continue
+            what = f"{lora.path}: {min(keys.values())!r}"
             if layer not in names:
-                raise ModelError(f"{lora.path}: {min(keys.values())!r} is for a layer that this {component} lacks")
+                raise ModelError(f"{what} is for a layer that this {component} lacks")
+            if names[layer] in merged:
+                raise ModelError(f"{what} is for {names[layer]}, which the file has under another name too")
+            merged.add(names[layer])
             factors = {factor: file.get_tensor(key).float() for factor, key in keys.items()}
             weight = module.get_submodule(names[layer]).weight
-            try:
-                delta = _fit(_product(**factors, default=lora.alphas.get(component)), weight.shape)
-            except (RuntimeError, IndexError, ValueError) as error:
-                shapes = ", ".join(f"{factor} {tuple(tensor.shape)}" for factor, tensor in factors.items())
-                raise ModelError(
-                    f"{lora.path}: {min(keys.values())!r} does not fit a weight of {tuple(weight.shape)}: {shapes}"
-                ) from error
-            if not bool(delta.isfinite().all()):
-                raise ModelError(f"{lora.path}: {min(keys.values())!r} gives numbers that are not finite")
-            weight.data = weight.data + lora.scale * delta
+            weight.data = weight.data + lora.scale * _delta(what, weight, factors, lora.alphas.get(component))
+
+
+def _delta(what: str, weight: Any, factors: Mapping[str, Any], default: float | None) -> Any:
+    try:
+        delta = _fit(_product(**factors, default=default), weight.shape)
+    except (RuntimeError, IndexError, ValueError) as error:
+        shapes = ", ".join(f"{factor} {tuple(tensor.shape)}" for factor, tensor in factors.items())
+        raise ModelError(f"{what} does not fit a weight of {tuple(weight.shape)}: {shapes}") from error
+    if not bool(delta.isfinite().all()):
+        raise ModelError(f"{what} gives numbers that are not finite")
+    return delta
 
 
 def spellings(module: Any) -> dict[str, str]:
@@ -240,17 +247,11 @@ def _fit(delta: Any, shape: Any) -> Any:
     return delta.reshape(shape)
 
 
-def _header(path: Path) -> tuple[list[str], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            keys, metadata = list(file.keys()), dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise ModelError(f"{path} is not a safetensors file: {error}") from error
-    if not 0 < len(keys) <= MOST_KEYS:
-        raise ModelError(f"{path} holds {len(keys)} tensors; a LoRA has 1 to {MOST_KEYS}")
-    return sorted(keys), metadata
+def _header(path: Path) -> tuple[list[str], Mapping[str, str]]:
+    header = read_header(path)
+    if not 0 < len(header.tensors) <= MOST_KEYS:
+        raise ModelError(f"{path} holds {len(header.tensors)} tensors; a LoRA has 1 to {MOST_KEYS}")
+    return sorted(header.tensors), header.metadata
 
 
 def _number(path: Path, name: str, value: Any) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import diffusers
 import safetensors
 import torch
 import transformers
-from diffusers.loaders import single_file_utils
 from diffusers.pipelines.stable_diffusion import safety_checker
 
 from ovenbird.errors import ModelError
+from ovenbird_export.components import read_autoencoder
 from ovenbird_export.lora import merge_lora
 from ovenbird_export.recipes import Arrays, Cases, Part
 from ovenbird_export.source import Source
@@ -24,10 +24,6 @@ RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 """The VAE's attention in checkpoints from before diffusers 0.15 -> its names now."""
 COMPUTED = "embeddings.position_ids"
 """Stored by old checkpoints, but always 0, 1, 2 ..."""
-ORIGINAL = ("first_stage_model.", "encoder.down.", "decoder.up.")
-"""How names begin in an autoencoder's file that diffusers did not write."""
-TRAINING = ("loss.", "model_ema.")
-"""What such a file may hold besides the autoencoder."""
 Weights = dict[str, torch.Tensor]
 
 
@@ -47,7 +43,9 @@ def read_module(source: Source, component: str) -> torch.nn.Module:
         raise
     except Exception as error:  # the settings came from outside; anything may be wrong with them
         raise ModelError(f"{source.folder / component}: no {name} has these settings: {error}") from error
-    _load(module, source.weights(component))
+    file = source.changes.file(component)
+    tensors = _of_files(source.weights(component)) if file is None else _of_autoencoder(file, module)
+    _load(module, tensors, source.weights(component)[0])
     for lora in source.changes.loras:
         merge_lora(module, component, lora)
     return module.eval().requires_grad_(False)
@@ -217,41 +215,38 @@ BUILDERS: dict[str, Callable[[Source, str], torch.nn.Module]] = {
 }
 
 
-def _load(module: torch.nn.Module, paths: Sequence[Path]) -> None:
-    weights = {_current(name): tensor for path in paths for name, tensor in _tensors(path)}
-    if isinstance(module, diffusers.AutoencoderKL) and any(name.startswith(ORIGINAL) for name in weights):
-        weights = _from_original(paths[0], weights, configuration(module))
+def _load(module: torch.nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], path: Path) -> None:
+    weights = {}
+    for name, tensor in tensors:
+        # The least and the greatest show every NaN and infinity, and cost no memory.
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise ModelError(f"{path}: {name} holds numbers that are not finite", hint="the file may be damaged")
+        weights[name] = tensor
     try:
         module.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
-        raise ModelError(f"{paths[0]} does not fit its config.json: {error}") from error
+        raise ModelError(f"{path} does not fit its config.json: {error}") from error
     for name, buffer in module.named_buffers():
         if buffer.is_meta and name.endswith(COMPUTED):
             owner = module.get_submodule(name.rpartition(".")[0])
             owner.register_buffer("position_ids", torch.arange(buffer.shape[-1])[None], persistent=False)
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _of_files(paths: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
     # One at a time: a file in half precision is never whole in memory beside its float32 copy.
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if not name.endswith(COMPUTED)]  # noqa: SIM118
-            yield from ((name, file.get_tensor(name).float()) for name in names)
-    except safetensors.SafetensorError as error:
-        raise ModelError(f"{path} is not a safetensors file: {error}") from error
+    for path in paths:
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if not name.endswith(COMPUTED)]  # noqa: SIM118
+                yield from ((_current(name), file.get_tensor(name).float()) for name in names)
+        except safetensors.SafetensorError as error:
+            raise ModelError(f"{path} is not a safetensors file: {error}") from error
 
 
-def _from_original(path: Path, weights: Weights, config: dict[str, Any]) -> Weights:
-    inside = {name: tensor for name, tensor in weights.items() if name.startswith(ORIGINAL[0])} or {
-        name: tensor for name, tensor in weights.items() if not name.startswith(TRAINING)
-    }
-    convert: Any = single_file_utils.convert_ldm_vae_checkpoint
-    converted: Weights = convert(dict(inside), config)
-    if len(converted) != len(inside):
-        raise ModelError(
-            f"{path}: {len(inside)} tensors became {len(converted)}; some have no place in this autoencoder"
-        )
-    return converted
+def _of_autoencoder(file: Path, module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    # Copied, for they lie in the pages of the file, which nobody may write to.
+    weights = read_autoencoder(file, configuration(module))
+    yield from ((_current(name), tensor.to(torch.float32, copy=True)) for name, tensor in weights.items())
 
 
 def _current(name: str) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from ovenbird.bundle import read_json
 from ovenbird.errors import ModelError, RequestError
 from ovenbird_export import layouts
-from ovenbird_export.components import Lazy, components, part_of, vae, write_component
-from ovenbird_export.layouts import BEGIN, END, UNET, VAE, Family
+from ovenbird_export.components import Lazy, components, write_component
+from ovenbird_export.layouts import BEGIN, END, UNET, Family
 from ovenbird_export.pickled import open_file
 from ovenbird_export.publish import write_json
 from ovenbird_export.source import read_text
@@ -23,12 +23,12 @@ PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v_prediction": "v_predic
 MOST_LISTED = 20
 
 
-def unpack(file: Path, target: Path, *, tokenizer: Path | None, prediction_type: str | None) -> dict[str, str]:
+def unpack(file: Path, target: Path, *, tokenizer: Path, prediction_type: str | None) -> dict[str, str]:
     """Write the diffusers folder ``target`` from one .safetensors or .ckpt file; what is known of it, for the manifest.
 
     Weights stay in the precision in which they are stored.  ``tokenizer`` is a folder with ``vocab.json`` and
     ``merges.txt``, for no such file has them.  ``prediction_type`` overrules what the file says.  Raises
-    ``RequestError`` when one of the two has to be given, ``ModelError`` for a file that is not known or not whole.
+    ``RequestError`` where one of the two does not do, ``ModelError`` for a file that is not known or not whole.
     """
     checkpoint = open_file(file)
     family = layouts.detect(file, checkpoint.tensors)
@@ -38,6 +38,7 @@ def unpack(file: Path, target: Path, *, tokenizer: Path | None, prediction_type:
     ids = _write_tokenizers(file, tokenizer, target, family)
     for component in components(file, checkpoint.tensors, family, family.sizes[prediction], ids):
         write_component(target / component.name, component)
+        checkpoint.release()
     scheduler = layouts.PURE_NOISE if "ztsnr" in checkpoint.tensors else family.scheduler
     (target / "scheduler").mkdir()
     write_json(target / "scheduler" / "scheduler_config.json", {**scheduler, "prediction_type": prediction})
@@ -47,20 +48,6 @@ def unpack(file: Path, target: Path, *, tokenizer: Path | None, prediction_type:
         "prediction_type": f"{prediction}: {evidence}",
         "unused": ", ".join(f"{label} ({count})" for label, count in unused.items()),
     }
-
-
-def unpack_vae(file: Path, target: Path, *, scaling_factor: float) -> dict[str, str]:
-    """Write the folder of an ``AutoencoderKL`` from a file that holds one, alone or with a model around it.
-
-    ``scaling_factor`` is that of the model which will use it: no VAE says its own.  Raises ``ModelError``.
-    """
-    checkpoint = open_file(file)
-    what = layouts.look(file, checkpoint.tensors)
-    if what not in (None, layouts.VAE_ALONE):
-        raise ModelError(f"{file} looks like {what}", hint="give a file or a folder with an AutoencoderKL")
-    prefix = VAE if any(name.startswith(VAE) for name in checkpoint.tensors) else ""
-    write_component(target, vae(file, part_of(file, checkpoint.tensors, prefix), scaling_factor))
-    return _origin(file, checkpoint)
 
 
 def _pipeline(file: Path, family: Family, tensors: Lazy) -> str:
@@ -113,14 +100,13 @@ def _parameterization(settings: Path) -> str | None:
     return PREDICTIONS[found[1]]
 
 
-def _write_tokenizers(file: Path, source: Path | None, target: Path, family: Family) -> dict[str, int]:
+def _write_tokenizers(file: Path, source: Path, target: Path, family: Family) -> dict[str, int]:
     """Write one for each text encoder; the numbers of the tokens that begin and end a text."""
-    hint = "give a folder with vocab.json and merges.txt of CLIP"
-    if source is None:
-        raise RequestError(f"tokenizer: {file.name} holds none", hint=hint)
     for name in ("vocab.json", "merges.txt"):
         if not (source / name).is_file():
-            raise RequestError(f"tokenizer: {source} has no {name}", hint=hint)
+            raise RequestError(
+                f"tokenizer: {source} has no {name}", hint="give a folder with vocab.json and merges.txt of CLIP"
+            )
     vocabulary = read_json(source / "vocab.json")
     for token in (BEGIN, END, *(encoder.padding for encoder in family.texts)):
         if type(vocabulary.get(token)) is not int:
@@ -154,5 +140,5 @@ def _origin(file: Path, checkpoint: Checkpoint) -> dict[str, str]:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     listed, rest = checkpoint.ignored[:MOST_LISTED], len(checkpoint.ignored) - MOST_LISTED
     ignored = ", ".join(listed) + (f" and {rest} more" if rest > 0 else "")
-    origin = {"file": file.name, "sha256": digest, "format": checkpoint.format}
+    origin = {"file": file.name, "file_sha256": digest, "format": checkpoint.format}
     return origin | ({"ignored": ignored} if ignored else {})

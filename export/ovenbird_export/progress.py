@@ -1,4 +1,4 @@
-"""What a person sees while an export runs."""
+"""What a person sees while an export runs, in a terminal and in the log of a CI job alike: whole lines on stderr."""
 
 from __future__ import annotations
 
@@ -7,27 +7,68 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 
 import click
 
+IMPORTED = time.monotonic()
+_BEGAN = ContextVar("_BEGAN", default=IMPORTED)
+
+
+def begin() -> None:
+    """Set the clock of the lines to zero; until then it runs since this was imported."""
+    _BEGAN.set(time.monotonic())
+
+
+def elapsed() -> float:
+    """Seconds since ``begin``."""
+    return time.monotonic() - _BEGAN.get()
+
 
 @contextmanager
-def stage(text: str) -> Iterator[None]:
-    """One line on stderr: ``text`` when it begins, the seconds it took when it ends.  The tools stay quiet in it."""
-    click.echo(f"{text} ... ", nl=False, err=True)
-    started = time.monotonic()
+def stage(text: str, *written: Path) -> Iterator[None]:
+    """One line: when it begins the time and ``text``, when it ends its seconds, and by how much ``written`` grew.
+
+    ``written`` are the files or folders that the stage writes, and no larger ones: their files are counted, twice.  The
+    tools stay quiet in it.
+    """
+    started, before = time.monotonic(), size(*written)
     try:
+        click.echo(f"{_clock()} {text} ... ", nl=False, err=True)
         with _quiet():
             yield
     except BaseException:
         click.echo("failed", err=True)
         raise
-    click.echo(f"{time.monotonic() - started:.1f} s", err=True)
+    grown = f", {amount(size(*written) - before)}" if written else ""
+    click.echo(f"{time.monotonic() - started:.1f} s{grown}", err=True)
+
+
+def end(written: int) -> None:
+    """The last line: how long everything took, and how many bytes it gave."""
+    click.echo(f"{_clock()} done ... {elapsed():.1f} s, {amount(written)}", err=True)
 
 
 def note(text: str) -> None:
     """Something worth knowing, on stderr."""
-    click.echo(f"note: {text}", err=True)
+    click.echo(f"{_clock()} note: {text}", err=True)
+
+
+def size(*paths: Path) -> int:
+    """The bytes of files, and of all files in folders; what does not exist has none."""
+    files = (file for path in paths for file in ([path] if path.is_file() else path.rglob("*")))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def amount(count: int) -> str:
+    """Bytes as people read them."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _clock() -> str:
+    minutes, seconds = divmod(int(elapsed()), 60)
+    return f"[{minutes:2}:{seconds:02}]"
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from ovenbird.errors import Cancelled, OvenbirdError, RequestError, ResourceErro
 TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
 LEFTOVER_AGE_S = 24 * 3600
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TELLING = ("No space left", "quota exceeded", "File too large", "not enough space on the disk", "iostream")
+"""What tools say in errors of no particular kind when a file cannot be written: Rust's, and C++'s."""
 NEARLY_FULL_BYTES = 1 << 20
 
 
@@ -92,8 +94,8 @@ def workspace(folder: Path, variants: Sequence[str], *, force: bool) -> Iterator
 
 
 def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """Whether a full disk is behind ``error``: it says so or, as the tools' own errors do not, the disk is full now."""
-    if isinstance(error, OSError) and error.errno in FULL:
+    """Whether a full disk is behind ``error``: it says so or, as tools' own errors may not, the disk is full now."""
+    if getattr(error, "errno", None) in FULL or any(text in str(error) for text in TELLING):
         return True
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(there).free < NEARLY_FULL_BYTES
@@ -151,7 +153,8 @@ def _refuse_existing(target: Path, force: bool) -> None:
 def _swap(new: Path, target: Path, aside: Path) -> None:
     # Between the two renames the target is absent, never half there.
     try:
-        target.rename(aside)
+        with suppress(FileNotFoundError):  # another export is between its own two
+            target.rename(aside)
         _move(new, target)
     except BaseException:  # an interrupt too: what lies aside would be removed with the workspace
         if aside.exists() and not target.exists():

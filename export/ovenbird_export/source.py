@@ -13,7 +13,9 @@ from typing import Any
 
 from ovenbird.bundle import read_json
 from ovenbird.errors import ModelError, RequestError
+from ovenbird_export.layouts import autoencoder
 from ovenbird_export.lora import Lora
+from ovenbird_export.pickled import open_file
 from ovenbird_export.recipes import CHECKER, RECIPES, TINY, Part, Recipe
 from ovenbird_export.weights import read_header
 
@@ -28,7 +30,9 @@ WEIGHTS = (
     "model.fp16.safetensors",
 )
 """Names that a component's weights may have, the first one found wins."""
-SHARD_INDEXES = tuple(f"{name}.index.json" for name in WEIGHTS)
+SHARD_INDEXES = tuple(
+    f"{name}.safetensors.index.{end}" for end in ("json", "fp16.json") for name in ("diffusion_pytorch_model", "model")
+)
 SHARD = re.compile(r"\w+(\.fp16)?-\d{5}-of-\d{5}(\.fp16)?\.safetensors")
 NOTES = ("_class_name", "_diffusers_version", "_name_or_path", "_commit_hash")
 """Keys that say where a file came from and set nothing."""
@@ -39,7 +43,7 @@ class Changes:
     """What is exported otherwise than the folder has it.  Changes nothing by itself."""
 
     vae: Path | None = None
-    """Instead of the folder's: another autoencoder's folder, or a safetensors file for the settings of the own one."""
+    """Instead of the folder's: another autoencoder's folder, or a file with weights for the settings of the own one."""
     tiny_vae: Path | None = None
     """The folder of an ``AutoencoderTiny`` that decodes beside the full one."""
     loras: tuple[Lora, ...] = ()
@@ -51,6 +55,11 @@ class Changes:
         """Components that come from elsewhere."""
         given = {"vae": self.vae, "tiny_vae": self.tiny_vae}
         return {component: path for component, path in given.items() if path is not None}
+
+    def file(self, component: str) -> Path | None:
+        """The file that the component's weights come from, if it is not a folder."""
+        place = self.places.get(component)
+        return place if place is not None and place.is_file() else None
 
 
 NONE = Changes()
@@ -78,24 +87,10 @@ class Source:
         path = folder / "model_index.json"
         index = read_json(path)
         recipe = _recipe(path, index)
-        known = {**recipe.classes, **recipe.optional, **recipe.left_out}
-        _refuse_unknown(path, index, [*NOTES, *known, *recipe.flags])
-        entries = {key: _class_of(path, key, value) for key, value in index.items() if isinstance(value, list)}
-        entries |= {key: _given_class(place, entries.get(key)) for key, place in changes.places.items()}
-        for key, name in entries.items():
-            allowed = known.get(key, ())
-            if name not in allowed and (name is not None or key in recipe.classes):
-                raise ModelError(f"{path}: {key} may not be a {name}; known: {', '.join(allowed) or 'none'}")
-        for key in recipe.classes:
-            if key not in entries:
-                raise ModelError(f"{path} names no {key}")
-        flags = {key: index[key] for key in recipe.flags if key in index}
-        for key, value in flags.items():
-            if value not in recipe.flags[key]:
-                raise ModelError(f"{path}: {key} is {value!r}; a {recipe.pipeline} has {recipe.flags[key]}")
+        entries, flags = _entries(path, recipe, index, changes), _flags(path, recipe, index)
         taken = [*recipe.classes, *_optional(path, recipe, entries, changes)]
         classes = {key: _split(entries[key]) for key in taken}
-        left_out = tuple(key for key in known if entries.get(key) and key not in taken)
+        left_out = tuple(key for key, name in entries.items() if name and key not in taken)
         source = cls(folder, recipe, classes, left_out, flags, changes)
         for lora in changes.loras:
             lora.check(source.origins)
@@ -134,8 +129,9 @@ class Source:
         self._agree(path, component, _named_class(config))
         _refuse_unknown(path, config, [*NOTES, *known, *ignored])
         for key, allowed in self.recipe.fixed.get(component, {}).items():
-            if config.get(key) not in allowed:
-                raise ModelError(f"{path}: {key} is {config.get(key)!r}; in a {self.recipe.pipeline} it is {allowed}")
+            value = config.get(key)
+            if value not in allowed:
+                raise ModelError(f"{path}: {key} is {value!r}; in a {self.recipe.pipeline} it is one of {allowed}")
         return {key: value for key, value in config.items() if key in known}
 
     def refuse_unknown(self, component: str, found: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -143,10 +139,10 @@ class Source:
         _refuse_unknown(self.home(component) / "config.json", found, [*NOTES, *known])
 
     def weights(self, component: str) -> tuple[Path, ...]:
-        """The component's safetensors files, one unless it is sharded.  Raises ``ModelError``; considers no pickle."""
-        place = self.changes.places.get(component)
-        if place is not None and place.is_file():
-            return (place,)
+        """The component's files, one unless it is sharded.  Raises ``ModelError``; considers no pickle in a folder."""
+        file = self.changes.file(component)
+        if file is not None:
+            return (file,)
         folder = self.home(component)
         for name in WEIGHTS:
             if (folder / name).is_file():
@@ -163,7 +159,10 @@ class Source:
         raise ModelError(f"{folder} holds no weights", hint=f"it needs one of: {', '.join(WEIGHTS[:2])}")
 
     def weight_count(self, component: str) -> int:
-        """How many numbers the component has, from the header of its file alone."""
+        """How many numbers the component has, from the header of its file alone.  Raises ``ModelError``."""
+        file = self.changes.file(component)
+        if file is not None:
+            return sum(math.prod(tensor.shape) for tensor in autoencoder(file, open_file(file).tensors).values())
         headers = [read_header(path) for path in self.weights(component)]
         return sum(math.prod(entry.shape) for header in headers for entry in header.tensors.values())
 
@@ -215,6 +214,11 @@ class Source:
     def text_length(self) -> int:
         """How many tokens the text encoder reads at most.  Raises ``ModelError``."""
         return self._number("text_encoder", "max_position_embeddings", 77)
+
+    @cached_property
+    def default_size(self) -> int:
+        """The side in pixels that the U-Net was trained for.  Raises ``ModelError``."""
+        return self._number("unet", "sample_size", 64) * self.pixels_per_cell
 
     @cached_property
     def pixels_per_cell(self) -> int:
@@ -274,6 +278,29 @@ def _recipe(path: Path, index: Mapping[str, Any]) -> Recipe:
     return RECIPES[name]
 
 
+def _entries(path: Path, recipe: Recipe, index: Mapping[str, Any], changes: Changes) -> dict[str, str | None]:
+    known = {**recipe.classes, **recipe.optional, **recipe.left_out}
+    _refuse_unknown(path, index, [*NOTES, *known, *recipe.flags])
+    named = {key: _class_of(path, key, value) for key, value in index.items() if isinstance(value, list)}
+    named |= {key: _given_class(place, named.get(key)) for key, place in changes.places.items()}
+    for key, name in named.items():
+        allowed = known.get(key, ())
+        if name not in allowed and (name is not None or key in recipe.classes):
+            raise ModelError(f"{path}: {key} may not be a {name}; known: {', '.join(allowed) or 'none'}")
+    for key in recipe.classes:
+        if key not in named:
+            raise ModelError(f"{path} names no {key}")
+    return {key: named[key] for key in known if key in named}
+
+
+def _flags(path: Path, recipe: Recipe, index: Mapping[str, Any]) -> dict[str, bool | None]:
+    flags = {key: index[key] for key in recipe.flags if key in index}
+    for key, value in flags.items():
+        if value not in recipe.flags[key]:
+            raise ModelError(f"{path}: {key} is {value!r}; in a {recipe.pipeline} it is one of {recipe.flags[key]}")
+    return flags
+
+
 def _class_of(path: Path, key: str, value: list[Any]) -> str | None:
     if value == [None, None]:
         return None
@@ -288,7 +315,8 @@ def _split(name: str | None) -> tuple[str, str]:
 
 
 def _named_class(config: Mapping[str, Any]) -> Any:
-    return config.get("_class_name", (config.get("architectures") or [None])[0])
+    built_as = config.get("architectures")
+    return config.get("_class_name", built_as[0] if isinstance(built_as, list) and built_as else None)
 
 
 def _given_class(place: Path, own: str | None) -> str | None:
@@ -307,7 +335,7 @@ def _optional(path: Path, recipe: Recipe, entries: Mapping[str, str | None], cha
     if "feature_extractor" not in taken:
         raise ModelError(
             f"{path} names a safety_checker but no feature_extractor, which prepares its pictures",
-            hint="export it without its safety checker",
+            hint="leave the checker out with --no-safety-checker",
         )
     return taken
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ovenbird.errors import RequestError
+from ovenbird.errors import RequestError, ResourceError
+from ovenbird_export.progress import stage
 from ovenbird_export.publish import require_space
 
 SYNTHETIC = "synthetic:"
+CLIP = "openai/clip-vit-large-patch14"
+"""On the Hub: the vocabulary that all text encoders of Stable Diffusion have, which single files lack."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Wanted:
     text: str
     revision: str | None = None
     offline: bool = False
-    tokenizer: Path | None = None
+    tokenizer: str | None = None
     prediction_type: str | None = None
 
     def refuse(self, kind: str, *options: str) -> None:
@@ -37,6 +41,17 @@ class Origin:
     folder: Path
     name: str
     provenance: Mapping[str, str]
+
+
+def recorded(facts: Mapping[str, Any]) -> Wanted | None:
+    """What to ask for to have the source again that a manifest tells of; None where it does not say enough.
+
+    A model of the Hub is taken from what was downloaded before.
+    """
+    if "commit" in facts:
+        return Wanted(str(facts.get("repo")), revision=str(facts["commit"]), offline=True)
+    name = str(facts.get("name"))
+    return Wanted(name) if name.startswith(SYNTHETIC) else None
 
 
 def locate(wanted: Wanted, scratch: Path) -> Origin:
@@ -61,17 +76,37 @@ def _synthetic(wanted: Wanted, scratch: Path) -> Origin:
 
     wanted.refuse("a synthetic model", "revision", "tokenizer", "prediction_type")
     name = wanted.text.removeprefix(SYNTHETIC)
-    require_space(scratch, synthetic.predicted_bytes(name))
+    with stage("diffusers: loading"):  # it is asked how many weights there are
+        needed = synthetic.predicted_bytes(name)
+    require_space(scratch, needed)
     return Origin(scratch, f"synthetic-{name}", synthetic.write(name, scratch))
 
 
 def _file(wanted: Wanted, path: Path, scratch: Path) -> Origin:
-    from ovenbird_export import original
-
     wanted.refuse("a file", "revision")
     require_space(scratch, path.stat().st_size)
-    found = original.unpack(path, scratch, tokenizer=wanted.tokenizer, prediction_type=wanted.prediction_type)
-    return Origin(scratch, path.stem, found)
+    tokenizer, told = _tokenizer(wanted.tokenizer or CLIP, wanted.offline)
+    with stage("diffusers: loading"):
+        from ovenbird_export import original
+    with stage(f"{path.name}: taking it apart", scratch):
+        found = original.unpack(path, scratch, tokenizer=tokenizer, prediction_type=wanted.prediction_type)
+    return Origin(scratch, path.stem, {**found, "tokenizer": told})
+
+
+def _tokenizer(named: str, offline: bool) -> tuple[Path, str]:
+    """Where a single file's tokenizer lies, downloaded if it must be, and what to tell of it."""
+    from ovenbird_export import hub
+
+    path = Path(named).expanduser()
+    if path.is_dir() or not hub.is_hub_id(named):
+        return path, path.resolve().name
+    try:
+        folder, found = hub.download_tokenizer(named, offline=offline)
+    except (RequestError, ResourceError) as error:
+        raise type(error)(
+            f"tokenizer: {error}", hint="give a folder with vocab.json and merges.txt of CLIP as --tokenizer"
+        ) from error
+    return folder, f"{found.repo} {found.commit}"
 
 
 def _hub(wanted: Wanted) -> Origin:

@@ -56,11 +56,11 @@ def write(name: str, target: Path) -> dict[str, str]:
     one tensor is in memory.  Raises ``RequestError`` for an unknown name.
     """
     architecture = _architecture(name)
-    with stage(f"{PREFIX}{name}: index, scheduler, tokenizer"):
+    with stage(f"{PREFIX}{name}: index, scheduler, tokenizer", target):
         _write_rest(architecture, target)
     for component, config in architecture.components.items():
         folder = target / component
-        with stage(f"{PREFIX}{name}: {component}"):
+        with stage(f"{PREFIX}{name}: {component}", folder):
             folder.mkdir()
             publish.write_json(folder / "config.json", config)
             write_weights(folder / FILES[_class_of(config)[0]], component, tensors(name, component))

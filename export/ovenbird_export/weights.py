@@ -90,6 +90,12 @@ class Checkpoint:
     """What a pickle names beside tensors, and nobody imported."""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    def release(self) -> None:
+        """Give back the memory of what was read so far; whoever looks at it again has it read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for pages in {id(tensor.pages): tensor.pages for tensor in self.tensors.values()}.values():
+                pages.madvise(mmap.MADV_DONTNEED)
+
 
 def open_safetensors(path: Path) -> Checkpoint:
     """A safetensors file with tensors of ``DTYPES`` only.  Raises ``ModelError``."""

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+import exam
 import reader
 import unet
 import vae
@@ -36,7 +37,7 @@ def train(work: Path, steps: dict[str, int]) -> None:
 
 
 def publish(work: Path, target: Path) -> None:
-    """The diffusers folder, in half precision, that the export starts from; and the reader as ONNX."""
+    """The diffusers folder, in half precision, that the export starts from; and the reader as ONNX with its exam."""
     schedule = unet.SCHEDULE | dict(use_karras_sigmas=True, steps_offset=1)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(work / "vae"),
@@ -52,6 +53,7 @@ def publish(work: Path, target: Path) -> None:
     pipeline.to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
     _forget_where_it_was_made(target)
     reader.export(reader.load(work), target.parent / "reader" / "model.onnx")
+    exam.write(target.parent / "reader" / "captions.json")
 
 
 def _forget_where_it_was_made(folder: Path) -> None:
