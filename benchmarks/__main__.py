@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from benchmarks import attributes, parity, pictures, record, start, tables
+from benchmarks import attributes, export, matrix, parity, pictures, record, start, tables
 from ovenbird import Pipeline
 
 
@@ -17,23 +17,24 @@ def main() -> None:
 
 
 @main.command("attributes")
-@click.option("--captions", default=300, show_default=True, help="Held-out captions to generate.")
+@click.option(
+    "--captions", type=click.IntRange(1, 300), default=300, show_default=True, help="Held-out captions to generate."
+)
 @click.option("--guidance-scale", type=float, help="Try another guidance scale; prints its scores only.")
 @click.option("--model", default="nestling", show_default=True)
-def attributes_(captions: int, guidance_scale: float | None, model: str) -> None:
+@click.option("--precision", help="Score this variant of the model; its record is named after it.")
+def attributes_(captions: int, guidance_scale: float | None, model: str, precision: str | None) -> None:
     """Attribute scores of nestling at the default settings, without guidance and with shuffled captions."""
-    pipeline = Pipeline.open(model)
+    pipeline = Pipeline.open(model, precision=precision)
     if guidance_scale is not None:
-        wishes = attributes.held_out_wishes(captions)
-        prompts = [words for _, words, _ in wishes]
-        seen = attributes.readings(pipeline, attributes.Reader(pipeline), prompts, guidance_scale=guidance_scale)
-        _table({f"guidance {guidance_scale:g}": attributes.score(seen, wishes)})
+        scores = attributes.at_guidance(pipeline, captions, guidance_scale)
+        _table({f"guidance {guidance_scale:g}": scores})
         return
     figures = attributes.measure(pipeline, captions, lambda stage: click.echo(f"{stage} ...", err=True))
     _table({name: value for name, value in figures.items() if isinstance(value, dict) and "all" in value})
     for name, share in figures["share of night pictures"].items():
         click.echo(f"share of night pictures, {name}: {share:.2f}")
-    record.write("attributes", figures)
+    record.write("attributes" if precision is None else f"attributes-{precision}", figures)
 
 
 def _table(rows: dict[str, dict[str, float]]) -> None:
@@ -75,6 +76,31 @@ def parity_(folder: Path) -> None:
         for scheduler, row in rows.items():
             click.echo(f"{backend:<12} {scheduler:<16} mean {row['mean']:.4f}/255  max {row['max']}/255")
     record.write("parity", figures)
+
+
+@main.command("export")
+@click.option("--source", default="synthetic:sd15", show_default=True)
+@click.option("--only", type=click.Choice(list(export.EXPORTS)), multiple=True, help="May be repeated.  [default: all]")
+def export_(source: str, only: tuple[str, ...]) -> None:
+    """Seconds, peak memory and sizes of exports at full size; needs 30 GB of disk and half an hour."""
+    figures = record.read("export")
+    for name in only or export.EXPORTS:
+        row = export.measure(source, export.EXPORTS[name])
+        sizes = ", ".join(f"{precision} {size / 1e9:.2f} GB" for precision, size in row["bytes"].items())
+        click.echo(f"{source}, {name}: {row['seconds'] / 60:.1f} min, {row['peak_bytes'] / 1e9:.1f} GB memory; {sizes}")
+        figures.setdefault(source, {})[name] = row
+    record.write("export", figures)
+
+
+@main.command("matrix")
+def matrix_() -> None:
+    """Every source, family and variant exported, proven, verified and drawn with, at tiny size: minutes."""
+    figures = matrix.measure()
+    for row in figures["passed"]:
+        click.echo(f"{row['source']:<14} {row['family']:<10} {row['variants']}")
+    record.write("matrix", figures)
+    if figures["failed"]:
+        raise click.ClickException(f"{figures['failed']} cells failed")
 
 
 @main.command("pictures")

@@ -4,93 +4,62 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ovenbird import Pipeline, Request
-from ovenbird.cli import DEFAULT_STEPS
+from ovenbird_export.attributes import Caption, Exam, Reader, Scores, Values, readings, score
 
 NESTLING = Path(__file__).resolve().parents[1] / "models" / "nestling"
 sys.path.insert(0, str(NESTLING / "recipe"))
 
 from drawing import render  # noqa: E402
-from scenes import ATTRIBUTES, Scene, caption, random_scene  # noqa: E402
-
-Wish = tuple[Scene, str, set[str]]  # what was meant, how it was said, which attributes were mentioned
-Scores = dict[str, float]
+from scenes import ATTRIBUTES, random_scene  # noqa: E402
 
 
-def held_out_wishes(count: int) -> list[Wish]:
-    """Captions of scenes whose combination of thing, colour and ground was kept from training."""
-    rng = random.Random(2026)
-    scenes = [random_scene(rng, held_out=True) for _ in range(count)]
-    return [(scene, *caption(scene, rng)) for scene in scenes]
+def held_out(count: int) -> Exam:
+    """The first captions of nestling's exam."""
+    exam = Exam.open(NESTLING / "reader")
+    return replace(exam, captions=exam.captions[:count])
 
 
-class Reader:
-    """The attribute reader of ``models/nestling/reader``."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        shape = {"picture": (1, 3, 128, 128)}
-        self._model = pipeline.backend.compile(NESTLING / "reader", shape, precision="f32", cache_key=None)
-        self._splits = np.cumsum([len(values) for values in ATTRIBUTES.values()])[:-1]
-
-    def __call__(self, picture: Image.Image) -> list[int]:
-        """The index of each attribute's value."""
-        x = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
-        logits = self._model({"picture": x})["logits"][0]
-        return [int(part.argmax()) for part in np.split(logits, self._splits)]
-
-
-def score(readings: Sequence[list[int]], wishes: Sequence[Wish]) -> Scores:
-    """Share of right answers per attribute among the captions that mention it, and over all mentions."""
-    right: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
-    for reading, (scene, _, said) in zip(readings, wishes, strict=True):
-        for name, found, meant in zip(ATTRIBUTES, reading, scene.labels(), strict=True):
-            if name in said:
-                right[name].append(found == meant)
-    every = [answer for answers in right.values() for answer in answers]
-    return {"all": float(np.mean(every)), **{name: float(np.mean(answers)) for name, answers in right.items()}}
-
-
-def readings(pipeline: Pipeline, reader: Reader, prompts: Sequence[str], **settings: Any) -> list[list[int]]:
-    """What the reader sees when each prompt is generated with its own seed."""
-    wish = {"num_inference_steps": DEFAULT_STEPS, **settings}
-    return [
-        reader(pipeline.generate(Request(prompt=prompt, seed=seed, **wish)).images[0])
-        for seed, prompt in enumerate(prompts)
-    ]
+def at_guidance(pipeline: Pipeline, count: int, guidance_scale: float) -> Scores:
+    """The scores at one guidance scale."""
+    exam = held_out(count)
+    wishes = [replace(wish, guidance_scale=guidance_scale) for wish in exam.requests()]
+    return score(readings(pipeline, Reader(exam, pipeline.backend), wishes), exam.captions)
 
 
 def measure(pipeline: Pipeline, count: int, progress: Callable[[str], None]) -> dict[str, Any]:
     """All the scores of the model card."""
-    reader, wishes = Reader(pipeline), held_out_wishes(count)
-    prompts = [words for _, words, _ in wishes]
+    exam = held_out(count)
+    reader = Reader(exam, pipeline.backend)
     progress("default settings")
-    seen = readings(pipeline, reader, prompts)
+    seen = readings(pipeline, reader, exam.requests())
     progress("without guidance")
-    plain = readings(pipeline, reader, prompts, guidance_scale=1.0)
+    plain = at_guidance(pipeline, count, 1.0)
     progress("negative prompts")
     return {
         "captions": count,
-        "default settings": score(seen, wishes),
-        "without guidance": score(plain, wishes),
-        "shuffled captions": score(seen, [*wishes[1:], wishes[0]]),
+        "default settings": score(seen, exam.captions),
+        "without guidance": plain,
+        "shuffled captions": score(seen, [*exam.captions[1:], exam.captions[0]]),
         "reader on rendered pictures": score(*rendered(reader, count)),
         "share of night pictures": night_share(pipeline, reader, max(8, count // 5)),
     }
 
 
-def rendered(reader: Reader, count: int) -> tuple[list[list[int]], list[Wish]]:
+def rendered(reader: Reader, count: int) -> tuple[list[Values], list[Caption]]:
     """The reader's own examination: drawings of held-out scenes, every attribute asked for."""
     rng = random.Random(2027)
     scenes = [random_scene(rng, held_out=True) for _ in range(count)]
-    return [reader(render(scene, rng)) for scene in scenes], [(scene, "", set(ATTRIBUTES)) for scene in scenes]
+    found = [reader.read(np.asarray(render(scene, rng))) for scene in scenes]
+    return found, [Caption("", asdict(scene)) for scene in scenes]
 
 
 def night_share(pipeline: Pipeline, reader: Reader, count: int) -> Scores:
@@ -98,12 +67,14 @@ def night_share(pipeline: Pipeline, reader: Reader, count: int) -> Scores:
     rng = random.Random(5)
     colours, kinds = ATTRIBUTES["colour"], ATTRIBUTES["kind"]
     prompts = [f"a {rng.choice(colours)} {rng.choice(kinds)}" for _ in range(count)]
-    position = list(ATTRIBUTES).index("time")
-    night = ATTRIBUTES["time"].index("night")
+    steps = held_out(1).steps
 
     def share(negative: str) -> float:
-        seen = readings(pipeline, reader, prompts, negative_prompt=negative)
-        return float(np.mean([reading[position] == night for reading in seen]))
+        wishes = [
+            Request(prompt=prompt, negative_prompt=negative, seed=seed, num_inference_steps=steps)
+            for seed, prompt in enumerate(prompts)
+        ]
+        return float(np.mean([reading["time"] == "night" for reading in readings(pipeline, reader, wishes)]))
 
     return {"no negative prompt": share(""), "negative prompt 'at night'": share("at night")}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.attributes import DEFAULT_STEPS
 from ovenbird import Pipeline, Request
+from ovenbird.cli import DEFAULT_STEPS
 
 SHEET = Path(__file__).resolve().parents[1] / "docs" / "nestling.png"
 PROMPTS = (

@@ -13,7 +13,14 @@ import click
 from ovenbird import __version__, machine
 
 FOLDER = Path(__file__).parent / "records"
-PACKAGES = ("numpy", "openvino", "onnxruntime", "tokenizers", "torch", "diffusers", "transformers")
+PACKAGES = ("numpy", "openvino", "onnxruntime", "onnx", "nncf", "tokenizers", "torch", "diffusers", "transformers")
+
+
+def read(name: str) -> dict[str, Any]:
+    """The figures of ``records/<name>.json``; empty before the first measurement."""
+    path = FOLDER / f"{name}.json"
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
+    return figures
 
 
 def write(name: str, figures: dict[str, Any]) -> None:

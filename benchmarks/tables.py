@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from benchmarks.record import FOLDER
+from benchmarks.record import read
 from ovenbird.schedulers import SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def record(name: str) -> Any:
-    """The figures of a record."""
-    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["figures"]
-
-
 def samplers() -> str:
-    """Every sampler by its two names."""
-    return _table(["name", "in web UIs"], [[f"`{row.name}`", row.label] for row in SAMPLERS.values()])
+    """Every sampler by its names, and the noise levels it can have."""
+    rows = [
+        [f"`{row.name}`", row.label, f"`{row.class_name}`", " ".join(f"`_{suffix}`" for suffix in row.suffixes)]
+        for row in SAMPLERS.values()
+    ]
+    notes = (
+        "Labels are those of web UIs, where they have the sampler. A suffix chooses the noise levels: `euler_karras`,\n"
+        "labelled Euler Karras. A label or a class will do as NAME, too."
+    )
+    return f"{_table(['name', 'label', 'in diffusers', 'also with'], rows)}\n\n{notes}"
 
 
 def figures() -> str:
     """The bars of the project, and the command that prints each."""
-    start, parity, vae, scores = record("start"), record("parity"), record("vae"), record("attributes")
+    start, parity, vae, scores = read("start"), read("parity"), read("vae"), read("attributes")
     gaps = [row for rows in parity.values() for row in rows.values()]
     default = scores["default settings"]
     least = min((value, name) for name, value in default.items() if name != "all")
@@ -52,7 +53,7 @@ def figures() -> str:
 
 def scores() -> str:
     """nestling's scores per attribute."""
-    found = record("attributes")
+    found = read("attributes")
     rows = ["default settings", "without guidance", "shuffled captions", "reader on rendered pictures"]
     names = list(found[rows[0]])
     table = _table(["", *names], [[row, *(f"{found[row][name]:.3f}" for name in names)] for row in rows])
@@ -61,7 +62,54 @@ def scores() -> str:
     return f"{table}\n\nShare of night pictures among prompts that leave the time open: {said}."
 
 
-PARTS: dict[str, Callable[[], str]] = {"samplers": samplers, "figures": figures, "scores": scores}
+FAMILIES = {
+    "sd15": "SD 1.x",
+    "sd20": "SD 2.x, epsilon",
+    "sd21": "SD 2.x, v-prediction",
+    "turbo": "Turbo",
+    "sdxl": "SDXL",
+    "lcm": "LCM",
+    "inpaint": "inpainting, 9 channels",
+}
+"""How the tests call a family -> how people do."""
+LAYOUTS = {"sd15": "SD 1.x", "sd21": "SD 2.x", "sdxl": "SDXL"}
+"""Family -> how the reader of single files calls its layout."""
+
+
+def matrix() -> str:
+    """Family by source, and the variants: what passed."""
+    passed = {(row["source"], row["family"]): row["variants"].split(",") for row in read("matrix")["passed"]}
+    rows = []
+    for family, label in FAMILIES.items():
+        variants = passed.get(("folder", family), [])
+        files = [suffix for suffix in (".safetensors", ".ckpt") if (suffix, LAYOUTS.get(family)) in passed]
+        sources = ["folder"] * bool(variants) + ["Hub"] * (("OWNER/NAME", family) in passed)
+        rows.append([label, ", ".join([*sources, *(f"`{suffix}`" for suffix in files)]), ", ".join(variants)])
+    return _table(["family", "from", "variants, each as IR and ONNX"], rows)
+
+
+def exports() -> str:
+    """What full-size exports took."""
+    rows = [
+        [
+            f"`{source}`, {what}",
+            f"{row['seconds'] / 60:.1f} min",
+            f"{row['peak_bytes'] / 1e9:.1f} GB",
+            ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in row["bytes"].items()),
+        ]
+        for source, exports in read("export").items()
+        for what, row in exports.items()
+    ]
+    return _table(["export", "time", "memory", "on disk"], rows)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "samplers": samplers,
+    "figures": figures,
+    "scores": scores,
+    "matrix": matrix,
+    "exports": exports,
+}
 DOCUMENTS = (ROOT / "README.md", ROOT / "models" / "nestling" / "README.md")
 
 
