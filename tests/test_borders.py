@@ -18,9 +18,15 @@ FORBIDDEN = {"torch", "transformers", "diffusers", "optimum", "pickle", "onnx", 
 LAYERS = [
     {"cli"},
     {"pipeline"},
+    {"canvas"},
     {"families", "denoiser", "schedulers", "vae", "text", "metadata"},
-    {"backends", "noise", "solvers", "bundle", "request"},
-    {"errors", "timing", "machine", "cache"},
+    {"kinds"},
+    {"scheduler_config", "plans", "predictions"},
+    {"solvers"},
+    {"averages"},
+    {"backends", "noise", "bundle", "request"},
+    {"images"},
+    {"errors", "timing", "machine", "cache", "prompts"},
 ]
 
 

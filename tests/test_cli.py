@@ -31,13 +31,16 @@ BAD = [
     (["--height", "500"], "height: 500", "use 496 or 504"),
     (["--num-inference-steps", "0"], "num_inference_steps: 0", "the nearest is 1"),
     (["--guidance-scale", "nan"], "guidance_scale: nan", ""),
+    (["--clip-skip", "12"], "clip_skip: 12", "the nearest is 11"),
     (["--seed", "-1"], "seed: -1", "the nearest is 0"),
     (["--num-images", "0"], "num_images_per_prompt: 0", "the nearest is 1"),
-    (["--scheduler", "dpm++ 2m"], "scheduler", "dpmpp_2m"),
+    (["--scheduler", "dpmpp 2m"], "scheduler", "dpmpp_2m"),
     (["--output", "nowhere/a.png"], "output", "mkdir -p nowhere"),
     (["--output", "a.jpg"], "output", "a.png"),
     (["--report", "nowhere/a.json"], "report", "mkdir -p nowhere"),
     (["--prompt", "\ud800"], "prompt", ""),
+    (["--init-image", "nowhere.png"], "init-image: nowhere.png is not a file", ""),
+    (["--strength", "0.5"], "strength", "give an image"),
 ]
 
 
@@ -108,6 +111,21 @@ def test_betas_reach_the_sampler_and_the_picture(run: Any, tmp_path: Path) -> No
     with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
         assert a.tobytes() != b.tobytes()
         assert json.loads(b.text["ovenbird"])["scheduler_config"]["beta_end"] == 0.02  # type: ignore[attr-defined]
+
+
+def test_a_picture_from_a_picture_says_so(run: Any, tmp_path: Path) -> None:
+    given, mask = Image.new("RGB", (64, 72), (90, 160, 220)), Image.new("L", (64, 72))
+    mask.paste(255, (0, 0, 64, 40))
+    given.save(tmp_path / "sea.jpg")
+    mask.save(tmp_path / "sky.webp", lossless=True)
+    result = run("--init-image", "sea.jpg", "--mask", "sky.webp", "--strength", "0.5", *QUICK)
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "output.png") as image, Image.open(tmp_path / "sea.jpg") as sea:
+        facts, words = (json.loads(image.text["ovenbird"]), image.text["parameters"])  # type: ignore[attr-defined]
+        below = (0, 40, 64, 72)
+        assert image.size == (64, 72) and image.crop(below).tobytes() == sea.crop(below).tobytes()
+    assert facts["strength"] == 0.5 and "Denoising strength: 0.5" in words
+    assert facts["image"].startswith("sha256:") and facts["mask_image"] not in (None, facts["image"])
 
 
 def test_ctrl_c_keeps_finished_pictures(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ovenbird import Bundle, Request
-from ovenbird.families import condition, guidance_embedding
+from ovenbird import Bundle, NumericError, Request, RequestError
+from ovenbird.families import FAMILIES, check, condition, guidance_embedding
+from ovenbird.families.texts import weigh
 
 
 def bundle(nestling: Path, folder: Path, family: str, unet: dict[str, Any], index: dict[str, Any]) -> Bundle:
@@ -75,6 +76,81 @@ def test_sdxl_without_a_negative_prompt_does_what_the_index_says(nestling: Path,
     assert bool((found["encoder_hidden_states"][0] == 0).all()) == zeros
     assert bool((found["text_embeds"][0] == 0).all()) == zeros
     assert encoders.asked == ["text_encoder", "text_encoder_2"] * (1 if zeros else 2)
+
+
+def test_sdxl_leaves_out_layers_as_diffusers_counts_them(nestling: Path, tmp_path: Path) -> None:
+    model = bundle(nestling, tmp_path / "xl", "sdxl", {}, {})
+    plain, skipped = (condition(model, Encoders(), wish(clip_skip=skip)) for skip in (0, 2))
+    # The fake's states are 0, 1, 2, 9, 10; diffusers takes number -(skip + 2).
+    lower = plain["encoder_hidden_states"] - skipped["encoder_hidden_states"]
+    assert (lower[0] == 0).all() and (lower[1] == 9 - 1).all()
+    np.testing.assert_array_equal(plain["text_embeds"], skipped["text_embeds"])
+
+
+def test_sdxl_weighs_each_encoder_by_itself_and_sums_up_the_first_chunk(nestling: Path, tmp_path: Path) -> None:
+    model = bundle(nestling, tmp_path / "xl", "sdxl", {}, {"force_zeros_for_empty_prompt": True})
+    asked = Encoders()
+    found = condition(model, asked, wish(prompt="(red:2) BREAK house", prompt_syntax="webui"))
+    assert asked.asked == ["text_encoder"] * 2 + ["text_encoder_2"] * 2
+    states = found["encoder_hidden_states"]
+    assert states.shape == (2, 154, 8) and (states[0] == 0).all()
+    first, second = float(found["text_embeds"][1, 0]) + 9, float(states[1, 77, 0])
+    assert first - 9 != second - 9  # sums of ids: of red, and of house
+    weights = np.ones(77)
+    weights[1] = 2
+    # States are all the same number, so the mean is restored by 77 / 78.
+    np.testing.assert_allclose(states[1, :77, 0], first * weights * 77 / 78, rtol=1e-6)
+    np.testing.assert_array_equal(states[1, 77:], second)
+
+
+def test_both_prompts_have_as_many_chunks(nestling: Path, tmp_path: Path) -> None:
+    model = bundle(nestling, tmp_path / "sd", "sd", {}, {})
+    found = condition(model, Encoders(), wish(negative_prompt="boat " * 151, prompt_syntax="webui"))
+    assert found["encoder_hidden_states"].shape == (2, 231, 3)
+    empty = condition(model, Encoders(), wish(prompt="", guidance_scale=1.0))["encoder_hidden_states"]
+    np.testing.assert_array_equal(found["encoder_hidden_states"][1, 77:], np.tile(empty[0], (2, 1)))
+
+
+@pytest.mark.parametrize(("family", "deepest"), [("sd", 0), ("sdxl", 2)])
+def test_layers_that_cannot_be_left_out_are_refused(nestling: Path, tmp_path: Path, family: str, deepest: int) -> None:
+    model = bundle(nestling, tmp_path / family, family, {}, {})
+    for name, layers in (("text_encoder", 3), ("text_encoder_2", 4)):
+        (tmp_path / family / name).mkdir()
+        (tmp_path / family / name / "config.json").write_text(json.dumps({"num_hidden_layers": layers}))
+    assert FAMILIES[family].deepest_skip(model) == deepest
+    check(model, wish(clip_skip=deepest))
+    with pytest.raises(RequestError, match=rf"clip_skip: {deepest + 1} is too many") as caught:
+        check(model, wish(clip_skip=deepest + 1))
+    assert caught.value.hint == f"the nearest is {deepest}"
+
+
+# Weights, against the rule of the web UI written out.
+
+
+def states_of(seed: int) -> Any:
+    return np.random.default_rng(seed).normal(0.3, 1, (1, 77, 5)).astype(np.float32)
+
+
+def test_weights_multiply_and_the_mean_is_restored() -> None:
+    states, weights = states_of(0), np.ones(77, np.float32)
+    weights[3:9] = 1.3
+    weights[20] = -0.5
+    rows = [[float(value) * float(weight) for value in row] for row, weight in zip(states[0], weights, strict=True)]
+    mean = sum(map(float, states.ravel())) / states.size
+    ratio = mean / (sum(map(sum, rows)) / states.size)
+    np.testing.assert_allclose(weigh(states, weights)[0], np.array(rows) * ratio, rtol=1e-5)
+    assert weigh(states, weights).dtype == np.float32
+    assert float(weigh(states, weights).mean(dtype=np.float64)) == pytest.approx(mean, rel=1e-6)
+
+
+def test_without_weights_the_states_are_the_very_same() -> None:
+    states = states_of(1)
+    assert weigh(states, np.ones(77, np.float32)) is states
+
+
+def test_n1_weights_that_leave_no_mean_are_refused() -> None:
+    with pytest.raises(NumericError, match="mean"):
+        weigh(states_of(2), np.zeros(77, np.float32))
 
 
 def test_a_distilled_model_is_told_the_scale_and_needs_one_row(nestling: Path, tmp_path: Path) -> None:

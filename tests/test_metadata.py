@@ -13,12 +13,14 @@ from ovenbird.metadata import parameters, save_png
 FACTS: dict[str, Any] = {
     "prompt": "a tree, »grün«\nsecond line",
     "negative_prompt": "snow",
+    "prompt_syntax": "plain",
     "num_inference_steps": 32,
     "sampler": "DPM++ 2M Karras",
     "guidance_scale": 7.5,
     "seed": 7,
     "width": 16,
     "height": 8,
+    "strength": None,
     "model": "nestling",
     "ovenbird": "0.1.0",
 }
@@ -39,6 +41,13 @@ def test_the_words_are_in_the_picture(tmp_path: Path) -> None:
 
 def test_no_negative_prompt_no_line() -> None:
     assert "Negative" not in parameters(FACTS | {"negative_prompt": ""})
+
+
+def test_the_web_ui_reads_both_prompts_as_they_were_meant() -> None:
+    prompts = {"prompt": r"a (red) \ house", "negative_prompt": "[snow]"}
+    assert parameters(FACTS | prompts).startswith("a \\(red\\) \\\\ house\nNegative prompt: \\[snow\\]\nSteps")
+    weighed = parameters(FACTS | prompts | {"prompt_syntax": "webui"})
+    assert weighed.startswith("a (red) \\ house\nNegative prompt: [snow]\nSteps")
 
 
 def test_i12_what_exists_is_kept(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from numpy.testing import assert_allclose
 
 from ovenbird.errors import RequestError
 from ovenbird.noise import (
+    PURE_NOISE,
     TorchNoise,
+    beta_sigmas,
     exponential_sigmas,
     karras_sigmas,
     sigma_at,
@@ -22,6 +24,13 @@ from ovenbird.noise import (
 )
 
 FACTS = json.loads(Path(__file__).with_name("scheduler_vectors.json").read_text(encoding="utf-8"))
+QUANTILES = {
+    0.001: 1.855873851745199e-05,
+    0.1: 0.03958440558878085,
+    0.3: 0.23401700387523572,
+    0.75: 0.824319621347305,
+    0.99: 0.9991387611784571,
+}
 LATENTS = training_betas("scaled_linear", 0.00085, 0.012, 1000)
 
 
@@ -81,7 +90,8 @@ def test_known_levels_of_stable_diffusion() -> None:
 
 def test_zero_terminal_snr_ends_in_pure_noise() -> None:
     sigmas = training_sigmas(zero_terminal_snr(LATENTS))
-    assert sigmas[-1] == pytest.approx(4096, rel=1e-6)
+    assert sigmas[-1] == PURE_NOISE == 2**24
+    assert training_sigmas(zero_terminal_snr(LATENTS), 4096.0)[-1] == 4096
     assert sigmas[0] == pytest.approx(training_sigmas(LATENTS)[0], rel=1e-3)
 
 
@@ -105,7 +115,7 @@ def test_trailing_spacing_never_runs_below_zero() -> None:
         assert timesteps[-1] >= 0
 
 
-@pytest.mark.parametrize("ladder", [karras_sigmas, exponential_sigmas])
+@pytest.mark.parametrize("ladder", [karras_sigmas, exponential_sigmas, beta_sigmas])
 def test_ladders_go_down_from_end_to_end(ladder: Any) -> None:
     sigmas = ladder(14.6, 0.03, 20)
     assert sigmas[[0, -1]].tolist() == pytest.approx([14.6, 0.03])
@@ -115,6 +125,20 @@ def test_ladders_go_down_from_end_to_end(ladder: Any) -> None:
 
 def test_karras_ladder_is_even_in_the_seventh_root() -> None:
     assert np.diff(karras_sigmas(14.6, 0.03, 9) ** (1 / 7), 2) == pytest.approx(0, abs=1e-12)
+
+
+def test_beta_ladder_is_at_the_quantiles_of_scipy() -> None:
+    """scipy.stats.beta.ppf(share, 0.6, 0.6), scipy 1.17.1, at 1000 shares of which these are some."""
+    levels = beta_sigmas(1.0, 0.0, 1001)[::-1]
+    for share, quantile in QUANTILES.items():
+        assert levels[round(share * 1000)] == pytest.approx(quantile, rel=1e-12)
+    assert_allclose(levels + levels[::-1], 1, atol=1e-12)
+
+
+def test_fewer_levels_leave_the_upper_ones_out() -> None:
+    assert spaced_timesteps("linspace", 5, 1000, 1, reach=801).tolist() == [800, 600, 400, 200, 0]
+    assert spaced_timesteps("leading", 5, 1000, 1, reach=800).tolist() == [641, 481, 321, 161, 1]
+    assert spaced_timesteps("trailing", 5, 1000, 1, reach=700).tolist() == [699, 499, 299, 99]
 
 
 def test_levels_and_timesteps_are_inverse() -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ovenbird import NumericError, Picture, Pipeline, Request, RequestError, Step
+from ovenbird.families import condition
 
 QUICK: dict[str, Any] = {"prompt": "a red house in the snow", "num_inference_steps": 3, "seed": 5}
 
@@ -42,6 +43,20 @@ def test_the_stream_tells_every_step_and_every_picture(pipeline: Pipeline) -> No
     assert shape == [(Step, 0)] * 3 + [(Picture, 0)] + [(Step, 1)] * 3 + [(Picture, 1)]
     assert [event.index for event in events if isinstance(event, Step)] == [1, 2, 3] * 2
     assert all(event.latents.shape == (1, 4, 16, 16) for event in events if isinstance(event, Step))
+
+
+def test_text_encoders_can_be_let_go_before_the_unet_comes(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparing = Pipeline(pipeline.bundle, pipeline.backend, inference_precision="f32", keep=False)
+    compiled, there = sparing.backend.compile, []
+
+    def spy(folder: Path, shapes: Any, **options: Any) -> Any:
+        there.append((folder.name, [name for name, _ in sparing._compiled]))
+        return compiled(folder, shapes, **options)
+
+    monkeypatch.setattr(sparing.backend, "compile", spy)
+    image = sparing.generate(Request(**QUICK)).images[0]
+    assert there[:2] == [("text_encoder", []), ("unet", [])]
+    assert image.tobytes() == pipeline.generate(Request(**QUICK)).images[0].tobytes()
 
 
 def test_other_sizes(pipeline: Pipeline) -> None:
@@ -114,6 +129,40 @@ def test_the_report_says_what_really_ran(pipeline: Pipeline) -> None:
     table = report.table()
     for word in ("compile", "median step", "U-Net calls", "peak memory", "precision", "CPU"):
         assert word in table
+
+
+def states(pipeline: Pipeline, prompt: str, syntax: str) -> Any:
+    wish = Request(**QUICK | {"prompt": prompt, "guidance_scale": 1.0, "prompt_syntax": syntax}).settled(128)
+    return condition(pipeline.bundle, pipeline._encoder, wish)["encoder_hidden_states"]
+
+
+def test_a_prompt_without_marks_is_bit_for_bit_what_the_encoder_gives(pipeline: Pipeline) -> None:
+    ids = [804, 320, 657, 660, *[805] * 73]  # a red house
+    [found] = pipeline._encoder("text_encoder")({"input_ids": np.array([ids])})["last_hidden_state"]
+    for syntax in ("plain", "webui"):
+        np.testing.assert_array_equal(states(pipeline, "a red house", syntax), [found])
+
+
+def test_weights_are_those_of_the_web_ui_on_the_encoders_states(pipeline: Pipeline) -> None:
+    z = states(pipeline, "a red house", "plain")
+    heavy = z * np.array([1, 1, 1.3, 1 / 1.1, *[1] * 73])[None, :, None]
+    expected = heavy * (z.astype(np.float64).mean() / heavy.mean())
+    np.testing.assert_allclose(states(pipeline, "a (red:1.3) [house]", "webui"), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_long_prompt_is_drawn_in_chunks_on_both_runtimes(backend: str) -> None:
+    fresh = Pipeline.open("nestling", backend, inference_precision="f32")
+    first = "a large red house on the left in the snow at night, " * 5
+    long = {"prompt": first + "a small blue boat on the sea at sunset " * 8, "prompt_syntax": "webui"}
+    assert states(fresh, long["prompt"], "webui").shape == (1, 154, 128)
+    found = pixels(fresh.generate(Request(**QUICK | long)).images[0])
+    assert np.abs(found - pixels(fresh.generate(Request(**QUICK | {"prompt": first})).images[0])).mean() > 1
+
+
+def test_clip_skip_is_refused_before_compiling_where_the_graph_lacks_the_layers(pipeline: Pipeline) -> None:
+    with pytest.raises(RequestError, match="clip_skip: 1 is too many: a text encoder of nestling"):
+        pipeline.stream(Request(**QUICK, clip_skip=1))
 
 
 def test_a_stream_that_is_dropped_leaves_the_pipeline_usable(pipeline: Pipeline) -> None:

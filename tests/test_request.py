@@ -32,6 +32,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("seed", 1.0, "whole number"),
     ("num_images_per_prompt", 10**6, "1 .. 1000"),
     ("scheduler", 7, "not a name"),
+    ("prompt_syntax", "web", "plain, webui"),
+    ("prompt_syntax", ["plain"], "plain, webui"),
+    ("clip_skip", -1, "0 .. 11"),
+    ("clip_skip", 12, "0 .. 11"),
+    ("clip_skip", None, "whole number"),
 ]
 
 

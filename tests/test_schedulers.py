@@ -1,12 +1,10 @@
+"""Laws of every sampler, names, and refusals; the numbers are in test_scheduler_vectors.py and _parity.py."""
+
 from __future__ import annotations
 
-import json
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +14,11 @@ from numpy.typing import NDArray
 
 from ovenbird.errors import ModelError, RequestError
 from ovenbird.noise import TorchNoise
-from ovenbird.schedulers import (
-    KINDS,
-    NAMES,
-    PREDICTIONS,
-    SAMPLERS,
-    Scheduler,
-    clean_estimate,
-    from_config,
-    from_name,
-    threshold,
-)
+from ovenbird.plans import LADDERS
+from ovenbird.predictions import PREDICTIONS, Known, clean_estimate, threshold
+from ovenbird.schedulers import KINDS, NAMES, SAMPLERS, Scheduler, from_config, from_name, sampler
 from ovenbird.solvers import root
 
-FACTS = json.loads(Path(__file__).with_name("scheduler_vectors.json").read_text(encoding="utf-8"))
 STABLE_DIFFUSION = {
     "_class_name": "PNDMScheduler",
     "_diffusers_version": "0.6.0",
@@ -43,6 +32,10 @@ STABLE_DIFFUSION = {
     "steps_offset": 1,
     "trained_betas": None,
 }
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+ENDS = {"final_sigmas_type": "sigma_min"}
+STREAM = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+DIFFUSING = [name for name in SAMPLERS if not name.startswith("flow")]
 Array = NDArray[np.float32]
 
 
@@ -55,186 +48,11 @@ def noise_from(seed: int, shape: tuple[int, ...]) -> Callable[[], Array]:
     return partial(TorchNoise(seed), shape)
 
 
-# Published numbers.
-
-
-def dummy_sample() -> Array:
-    """Element [b, c, h, w] is i / 768, with i the row-major index of (c, h, w, b)."""
-    return np.moveaxis(np.arange(768, dtype=np.float32).reshape(3, 8, 8, 4) / 768, -1, 0)
-
-
-def dummy_noise() -> Array:
-    return np.float32(767 / 768) - dummy_sample()
-
-
-def dummy_model(x: Array, t: float) -> Array:
-    return x * (t / (t + 1))
-
-
-def published(vector: dict[str, Any]) -> Array:
-    scheduler, n, start = from_config(vector["config"]), vector["num_inference_steps"], vector["start"]
-    noise = None if vector["seed"] is None else noise_from(vector["seed"], (4, 3, 8, 8))
-    x = dummy_sample()
-    if vector["loop"] == "k":
-        x = x * np.float32(scheduler.init_noise_sigma(n))
-    if vector["add_noise"]:
-        x = scheduler.add_noise(x, dummy_noise(), n, start)
-    if vector["loop"] != "k":
-        return scheduler.sample(dummy_model, x, n, start=start, noise=noise)
-    for index in range(start, n):
-        x = scaled_in_place_step(scheduler, x, n, index, noise)
-    return x
-
-
-def scaled_in_place_step(scheduler: Scheduler, x: Array, n: int, index: int, noise: Any) -> Array:
-    """One step of the tests' loop, in which the scaled model input replaces the latents, unlike in any pipeline."""
-    seen: list[Array] = []
-    next(scheduler.steps(lambda scaled, t: seen.append(scaled) or scaled, x, n, start=index, noise=lambda: x))
-    return next(scheduler.steps(lambda _, t: dummy_model(seen[0], t), seen[0], n, start=index, noise=noise))
-
-
-@pytest.mark.parametrize("vector", FACTS["published_vectors"], ids=lambda vector: vector["id"])
-def test_published_vectors(vector: dict[str, Any]) -> None:
-    sizes = np.abs(published(vector)).astype(np.float64)
-    for fact, got in ((vector["abs_sum"], sizes.sum()), (vector["abs_mean"], sizes.mean())):
-        if fact:
-            room = 5e-6 * fact["value"] if vector["sum_tolerance_tighter_than_float32"] else 0
-            assert got == pytest.approx(fact["value"], abs=max(fact["abs_tol"], room), rel=0)
-
-
-@pytest.mark.parametrize("fact", FACTS["timesteps"], ids=lambda fact: fact["source"])
-def test_published_timesteps(fact: dict[str, Any]) -> None:
-    assert from_config(fact["config"]).timesteps(fact["num_inference_steps"]).tolist() == fact["timesteps"]
-
-
-def test_published_variance_of_ddim() -> None:
-    """A step from latents of 0, with a network that says 0, is nothing but the noise it adds."""
-    scheduler = from_config({"_class_name": "DDIMScheduler"})
-    zero = np.zeros((1, 1, 1, 1), np.float32)
-    for steps, variance in FACTS["ddim_variance"]["values"].items():
-        timestep, lower = map(int, steps.split(","))
-        if timestep == lower:
-            continue
-        n = 1000 // (timestep - lower)
-        start = scheduler.timesteps(n).tolist().index(timestep)
-        end = next(scheduler.steps(lambda x, t: x, zero, n, start=start, eta=1.0, noise=lambda: zero + 1))
-        assert end.item() ** 2 == pytest.approx(variance, abs=FACTS["ddim_variance"]["abs_tol"])
-
-
-# diffusers itself.
-
-
-def theirs(config: dict[str, Any], n: int) -> Any:
-    """The scheduler of diffusers, ready for n steps; it and torch warn, of what does not matter here."""
-    options = {key: value for key, value in config.items() if key in KINDS[config["_class_name"]].rules}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scheduler = getattr(pytest.importorskip("diffusers"), config["_class_name"])(**options)
-        scheduler.set_timesteps(n)
-    return scheduler
-
-
-def diffusers_walk(config: dict[str, Any], latents: Array, n: int, start: int, eta: float) -> tuple[Any, Array]:
-    torch = pytest.importorskip("torch")
-    class_name, scheduler = config["_class_name"], theirs(config, n)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(start)
-    settings: dict[str, Any] = {"eta": eta} if class_name == "DDIMScheduler" else {}
-    if eta or "Ancestral" in class_name:
-        settings["generator"] = torch.Generator().manual_seed(3)
-    x = torch.from_numpy(latents) * scheduler.init_noise_sigma
-    for t in scheduler.timesteps[start:]:
-        output = toy(scheduler.scale_model_input(x, t), t.item())
-        x = scheduler.step(output, t, x, **settings).prev_sample
-    return scheduler, x.numpy()
-
-
-def same_as_diffusers(config: dict[str, Any], n: int, start: int, eta: float = 0.0) -> None:
-    ours = from_config(config)
-    if start >= ours.calls(n):
-        pytest.skip("starts beyond the end")
-    latents = TorchNoise(0)((2, 4, 6, 8))
-    reference, expected = diffusers_walk(config, latents, n, start, eta)
-    assert_allclose(ours.timesteps(n), reference.timesteps.numpy(), rtol=0, atol=1e-4)
-    assert ours.timesteps(n).dtype == reference.timesteps.numpy().dtype
-    assert ours.init_noise_sigma(n) == pytest.approx(float(reference.init_noise_sigma), rel=1e-6)
-    begin = latents * np.float32(ours.init_noise_sigma(n))
-    got = ours.sample(toy, begin, n, noise=noise_from(3, latents.shape), start=start, eta=eta)
-    assert got.dtype == np.float32
-    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("start", [0, 1, 5])
-@pytest.mark.parametrize("n", [1, 2, 7, 20, 50])
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_sampler_is_that_of_diffusers(name: str, prediction: str, n: int, start: int) -> None:
-    same_as_diffusers({**STABLE_DIFFUSION, "prediction_type": prediction, **SAMPLERS[name].options}, n, start)
-
-
-VARIANTS: list[dict[str, Any]] = [
-    {"_class_name": "DDIMScheduler", "clip_sample": True, "clip_sample_range": 0.8},
-    {"_class_name": "DDIMScheduler", "thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 1.5},
-    {"_class_name": "DDIMScheduler", "prediction_type": "sample", "set_alpha_to_one": True},
-    {"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2"},
-    {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": True, "beta_schedule": "linear"},
-    {"_class_name": "PNDMScheduler", "skip_prk_steps": False},
-    {"_class_name": "PNDMScheduler", "skip_prk_steps": False, "prediction_type": "v_prediction"},
-    {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True},
-    {"_class_name": "EulerDiscreteScheduler", "use_exponential_sigmas": True, "prediction_type": "sample"},
-    {"_class_name": "EulerDiscreteScheduler", "final_sigmas_type": "sigma_min"},
-    {"_class_name": "EulerDiscreteScheduler", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
-    {"_class_name": "EulerAncestralDiscreteScheduler", "trained_betas": np.linspace(0.001, 0.02, 1000).tolist()},
-    {"_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min"},
-    {"_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min", "lower_order_final": False},
-    {"_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min", "euler_at_final": True},
-    {"_class_name": "DPMSolverMultistepScheduler", "use_exponential_sigmas": True},
-    {"_class_name": "DPMSolverMultistepScheduler", "use_lu_lambdas": True, "prediction_type": "sample"},
-    {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True, "beta_schedule": "squaredcos_cap_v2"},
-    {"_class_name": "DPMSolverMultistepScheduler", "thresholding": True, "sample_max_value": 2.0},
-]
-
-
-@pytest.mark.parametrize(("spacing", "n"), [*product(["leading", "linspace", "trailing"], [4, 7, 14, 15, 27])])
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: " ".join(map(str, variant.values()))[:70])
-def test_options_mean_what_they_mean_in_diffusers(variant: dict[str, Any], spacing: str, n: int) -> None:
-    same_as_diffusers({**STABLE_DIFFUSION, "timestep_spacing": spacing, **variant}, n, 0)
-
-
-@pytest.mark.parametrize(("spacing", "eta"), [*product(["leading", "linspace", "trailing"], [0.3, 1.0])])
-@pytest.mark.parametrize("start", [0, 3])
-def test_eta_is_that_of_diffusers(spacing: str, eta: float, start: int) -> None:
-    same_as_diffusers({**STABLE_DIFFUSION, **SAMPLERS["ddim"].options, "timestep_spacing": spacing}, 7, start, eta)
-
-
-@pytest.mark.parametrize("start", [0, 1, 5])
-@pytest.mark.parametrize("name", NAMES)
-def test_added_noise_is_that_of_diffusers(name: str, start: int) -> None:
-    torch = pytest.importorskip("torch")
-    config = {**STABLE_DIFFUSION, **SAMPLERS[name].options}
-    latents, noise = TorchNoise(1)((2, 4, 5, 6)), TorchNoise(2)((2, 4, 5, 6))
-    reference, _ = diffusers_walk(config, latents, 20, start, 0)
-    if hasattr(reference, "_step_index"):
-        reference._step_index = None
-    timesteps = reference.timesteps[start : start + 1]
-    expected = reference.add_noise(torch.from_numpy(latents), torch.from_numpy(noise), timesteps).numpy()
-    assert_allclose(from_config(config).add_noise(latents, noise, 20, start), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("beta_schedule", "name"), [*product(["linear", "scaled_linear"], NAMES)])
-def test_timesteps_of_every_number_of_steps(beta_schedule: str, name: str) -> None:
-    config = {**STABLE_DIFFUSION, **SAMPLERS[name].options, "beta_schedule": beta_schedule}
-    ours = from_config(config)
-    # Of the large ones, some have entries of Karras ladders that another rounding of the betas would move.
-    for n in (*range(1, 61), 100, 444, 704, 712, 746, 887, 929, 945, 996, 999, 1000):
-        assert_allclose(ours.timesteps(n), theirs(config, n).timesteps.numpy(), rtol=0, atol=1e-4)
-
-
 # Laws.
 
 
 def plain(name: str, **options: Any) -> Scheduler:
-    return from_name(name, {**STABLE_DIFFUSION, **options})
+    return from_name(name, {**(FLOW if name.startswith("flow") else STABLE_DIFFUSION), **options})
 
 
 def run(scheduler: Scheduler, n: int, *, seed: int = 0, start: int = 0) -> Array:
@@ -242,21 +60,52 @@ def run(scheduler: Scheduler, n: int, *, seed: int = 0, start: int = 0) -> Array
     return scheduler.sample(toy, latents, n, noise=noise_from(9, latents.shape), start=start)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 999, 1000])
+@pytest.mark.filterwarnings("ignore:.*not from noise to a picture")
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-def test_every_number_of_steps_is_defined(name: str, spacing: str, n: int) -> None:
-    scheduler = plain(name, timestep_spacing=spacing)
-    assert np.isfinite(run(scheduler, n)).all()
-    assert math.isfinite(scheduler.init_noise_sigma(n))
-    assert (scheduler.timesteps(n) >= 0).all()
+def test_few_steps_are_defined(name: str) -> None:
+    for spacing in ("leading", "linspace", "trailing"):
+        scheduler = plain(name, timestep_spacing=spacing)
+        for n in (1, 2, 3):
+            assert np.isfinite(run(scheduler, n)).all()
+            assert math.isfinite(scheduler.init_noise_sigma(n))
+            assert (scheduler.timesteps(n) >= 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*not from noise to a picture")  # 1000 // 1001 is 0
+@pytest.mark.parametrize("n", [999, 1000])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_many_steps_are_defined(name: str, n: int) -> None:
+    for spacing in ("leading", "linspace", "trailing"):
+        scheduler = plain(name, timestep_spacing=spacing, original_inference_steps=1000)
+        assert np.isfinite(run(scheduler, n)).all()
+        assert (scheduler.timesteps(n) >= 0).all()
+
+
+@pytest.mark.parametrize("ladder", ["karras", "exponential", "beta", "lu"])
+def test_ladders_of_many_steps_are_defined(ladder: str) -> None:
+    for row in SAMPLERS.values():
+        if ladder in row.suffixes:
+            assert np.isfinite(run(plain(f"{row.name}_{ladder}"), 999)).all(), row.name
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 999, 1000])
+@pytest.mark.filterwarnings("ignore:.*not from noise to a picture")
 def test_runge_kutta_warm_up_is_defined_for_every_number_of_steps(n: int) -> None:
     scheduler = from_config({**STABLE_DIFFUSION, "skip_prk_steps": False})
     assert np.isfinite(run(scheduler, n)).all()
     assert scheduler.calls(n) == n + 3 * min(3, n - 1)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpm2_a", "pndm", "deis_karras"])
+def test_a_single_step_that_leads_nowhere_is_warned_of(name: str) -> None:
+    scheduler = plain(name, timestep_spacing="leading")
+    with pytest.warns(UserWarning, match="not from noise to a picture"):
+        run(scheduler, 1)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "lcm", "flow_euler", "dpmpp_2m_karras"])
+def test_a_single_step_from_noise_to_a_picture_is_not_warned_of(name: str) -> None:
+    run(plain(name, timestep_spacing="trailing"), 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -268,11 +117,12 @@ def test_the_model_is_asked_at_every_timestep_in_turn(name: str) -> None:
     assert len(list(steps)) == len(asked) == scheduler.calls(10, 2) == scheduler.calls(10) - 2
     assert [t for _, t in asked] == scheduler.timesteps(10)[2:].tolist()
     assert all(x.dtype == np.float32 and x.shape == latents.shape for x, _ in asked)
-    assert all(type(t) is (float if name.startswith("euler") else int) for _, t in asked)
 
 
-def test_only_plms_asks_more_often_than_it_steps() -> None:
-    assert {name: plain(name).calls(10) for name in NAMES} == dict.fromkeys(NAMES, 10) | {"pndm": 11}
+def test_only_some_ask_more_often_than_they_step() -> None:
+    twice = {"heun": 19, "dpm2": 19, "dpm2_a": 19}
+    assert {name: plain(name).calls(10) for name in SAMPLERS} == dict.fromkeys(SAMPLERS, 10) | {"pndm": 11} | twice
+    assert {name for name in SAMPLERS if plain(name).calls_per_step == 2} == twice.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -284,6 +134,31 @@ def test_runs_leave_nothing_behind(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_is_known_stays_and_the_rest_is_as_without_it(name: str) -> None:
+    """With a network that does to one place what does not depend on the others."""
+    scheduler, seen = plain(name), list[Array]()
+    clean, noise, begin = (TorchNoise(seed)((1, 4, 4, 4)) for seed in (1, 2, 3))
+    begin *= np.float32(scheduler.init_noise_sigma(5))
+    new = np.zeros((1, 1, 4, 4), bool)
+    new[..., 1:3, :2] = True
+    here = np.broadcast_to(new, begin.shape)
+
+    def network(x: Array, t: float) -> Array:
+        seen.append(x)
+        return np.asarray(toy(x, t))
+
+    known = Known(clean, noise, new)
+    kept = [*scheduler.steps(network, begin, 5, noise=noise_from(9, begin.shape), known=known)]
+    alone = [*scheduler.steps(toy, begin, 5, noise=noise_from(9, begin.shape))]
+    for latents, expected in zip(kept, alone, strict=True):
+        assert_allclose(latents[here], expected[here], rtol=1e-5, atol=1e-6)
+    for latents, shown in zip(kept, seen[1:], strict=False):
+        place, asked = latents[~here], shown[~here]
+        assert_allclose(asked / np.linalg.norm(asked), place / np.linalg.norm(place), atol=1e-6)
+    assert_allclose(kept[-1][~here], clean[~here], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_runs_do_not_disturb_each_other(name: str) -> None:
     scheduler = plain(name)
 
@@ -296,7 +171,7 @@ def test_runs_do_not_disturb_each_other(name: str) -> None:
     assert_array_equal(two, list(walk(2))[-1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_inputs_are_not_written_to(name: str) -> None:
     latents = TorchNoise(0)((1, 4, 4, 4))
     latents.flags.writeable = False
@@ -313,32 +188,80 @@ def test_a_scheduler_cannot_be_changed() -> None:
         scheduler.trained[0] = 1.0
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("name", "prediction"),
+    [
+        (name, prediction)
+        for name in SAMPLERS
+        for prediction in KINDS[SAMPLERS[name].class_name].rules["prediction_type"]
+        if (name, prediction) != ("pndm", "v_prediction")  # whose averages of v are not exact
+        if (prediction == "flow_prediction") == name.startswith("flow")
+    ],
+)
 def test_a_network_that_knows_the_picture_makes_it(name: str, prediction: str) -> None:
-    """Whatever it predicts; PLMS aside, whose averages of v are not exact."""
-    if (name in ("pndm", "euler_a") and prediction == "sample") or (name, prediction) == ("pndm", "v_prediction"):
-        pytest.skip("not what this class does")
+    """Whatever it predicts."""
     picture, unit = TorchNoise(1)((1, 4, 4, 4)), TorchNoise(2)((1, 4, 4, 4))
     scheduler = plain(name, prediction_type=prediction, set_alpha_to_one=True, timestep_spacing="leading")
-    sigmas = dict(zip(scheduler.timesteps(10).tolist(), scheduler._plan(10, 0).sigmas, strict=True))
+    begin, plan = scheduler.add_noise(picture, unit, 10, 0), scheduler._plan(10, 0)
+    levels = iter(plan.sigmas)
 
-    def network(x: Array, t: float) -> Array:
-        sigma = sigmas[t]
-        eps = (x * root(sigma) - picture) / sigma
+    def network(shown: Array, t: float) -> Array:
+        sigma = next(levels)
+        x = shown * scheduler._frame.shown(sigma)
+        eps = (x - picture) / sigma
         v = (eps - picture * sigma) / root(sigma)
-        return {"epsilon": eps, "v_prediction": v, "sample": picture}[prediction]
+        return {"epsilon": eps, "v_prediction": v, "sample": picture, "flow_prediction": eps - picture}[prediction]
 
-    begin = scheduler.add_noise(picture, unit, 10, 0)
     end = scheduler.sample(network, begin, 10, noise=noise_from(3, unit.shape))
-    assert_allclose(end, picture, atol=1e-5)
+    lowest = plan.strides[-1][1]  # some classes end a little above 0
+    assert np.abs(end * scheduler._frame.kept(lowest) - picture).max() < 4 * lowest + 1e-4
+
+
+def test_unipc_with_b1_ends_as_with_b2_where_diffusers_is_not_finite() -> None:
+    """The last step, to 0, is of order 1, where B does not count."""
+    config = {**STABLE_DIFFUSION, "_class_name": "UniPCMultistepScheduler"}
+    first, second = (from_config({**config, "solver_type": kind}) for kind in ("bh1", "bh2"))
+    assert np.isfinite(run(first, 20)).all()
+    assert np.abs(run(first, 20) - run(second, 20)).max() < 0.2 * np.abs(run(second, 20)).max()
+    assert_array_equal(run(first, 1), run(second, 1))
+
+
+def test_zero_terminal_snr_begins_with_pure_noise() -> None:
+    pure = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    for name in ("ddim", "ddpm", "lcm", "tcd", "euler", "euler_a", "dpmpp_2m", "unipc"):
+        scheduler = plain(name, **pure)
+        latents = np.zeros((1, 4, 4, 4), np.float32)
+        assert np.abs(scheduler.add_noise(latents + 1, latents, 10, 0)).max() <= 1 / (1 if "euler" in name else 4095)
+        assert np.isfinite(run(scheduler, 10)).all()
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "lcm", "tcd"])
+def test_noise_predicted_from_pure_noise_is_refused(name: str) -> None:
+    scheduler = plain(name, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(ModelError, match="pure noise") as caught:
+        scheduler.timesteps(10)
+    assert "v_prediction" in str(caught.value.hint)
+
+
+def test_a_flow_ends_where_diffusers_ends_it() -> None:
+    """The lowest share of noise is shifted twice: 0.00893, where once would be 0.00299."""
+    plan = plain("flow_euler")._plan(4, 0)
+    shares = [sigma / (1 + sigma) for sigma in plan.sigmas]
+    assert shares[0] == pytest.approx(1, abs=1e-7)
+    assert shares[-1] == pytest.approx(0.00893, abs=5e-6)
+    assert plan.timesteps.tolist() == pytest.approx([1000 * share for share in shares], rel=1e-6)
 
 
 @pytest.mark.parametrize("sigma", [0.03, 1.0, 14.6])
 def test_predictions_stand_for_the_same_picture(sigma: float) -> None:
     picture, eps = TorchNoise(1)(64), TorchNoise(2)(64)
     x = picture + eps * sigma
-    outputs = {"epsilon": eps, "v_prediction": (eps - picture * sigma) / root(sigma), "sample": picture}
+    outputs = {
+        "epsilon": eps,
+        "v_prediction": (eps - picture * sigma) / root(sigma),
+        "sample": picture,
+        "flow_prediction": eps - picture,
+    }
     assert outputs.keys() == PREDICTIONS.keys()
     for prediction, output in outputs.items():
         assert_allclose(clean_estimate(output, x, *PREDICTIONS[prediction](sigma)), picture, atol=1e-5)
@@ -355,7 +278,38 @@ def test_thresholding_treats_every_image_alone() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_named_sampler_is_known_by_its_label(name: str) -> None:
-    assert plain(name).label == SAMPLERS[name].label
+    assert plain(name).label == sampler(name).label
+    for spelled in (sampler(name).label, sampler(name).label.upper(), f" {name.upper()} "):
+        assert sampler(spelled) == sampler(name)
+
+
+def test_web_uis_names_mean_what_they_mean_there() -> None:
+    karras = plain("DPM++ 2M SDE Karras")
+    assert karras.class_name == "DPMSolverMultistepScheduler"
+    assert karras.options["algorithm_type"] == "sde-dpmsolver++"
+    assert [name for name, on in karras.options.items() if name in LADDERS and on] == ["use_karras_sigmas"]
+    assert plain("PLMS").class_name == "PNDMScheduler"
+    assert plain("euler A").class_name == "EulerAncestralDiscreteScheduler"
+
+
+@pytest.mark.parametrize("class_name", KINDS)
+def test_a_class_of_diffusers_is_a_name_too(class_name: str) -> None:
+    first = next(row for row in SAMPLERS.values() if row.class_name == class_name)
+    assert sampler(class_name) == sampler(class_name.lower()) == first
+
+
+@pytest.mark.parametrize("name", DIFFUSING)
+def test_every_sampler_can_be_named_for_the_model_of_every_other(name: str) -> None:
+    """Options of the model's own class, with values that this one does not know, are not in the way."""
+    for own in KINDS.keys() - {"FlowMatchEulerDiscreteScheduler"}:
+        model = {**STABLE_DIFFUSION, **from_config({"_class_name": own}).options, "_class_name": own}
+        assert from_name(name, model).label == SAMPLERS[name].label
+
+
+def test_every_name_is_on_the_list_once() -> None:
+    spelled = [word.lower() for name in NAMES for word in {name, sampler(name).label.lower()}]
+    assert len(spelled) == len(set(spelled))
+    assert set(SAMPLERS) <= set(NAMES)
 
 
 def test_a_config_without_a_name_is_known_by_its_class() -> None:
@@ -364,50 +318,90 @@ def test_a_config_without_a_name_is_known_by_its_class() -> None:
 
 def test_a_named_sampler_keeps_what_training_fixed() -> None:
     training = {"beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 500, "prediction_type": "epsilon"}
-    for name in NAMES:
+    for name in DIFFUSING:
         options = plain(name, **training).options
-        assert {**options, **training, "steps_offset": 1} == options
+        assert {**options, **training} == options
+        assert options.get("steps_offset", 1) == 1
+
+
+def test_what_training_fixed_is_that_of_the_models_own_class() -> None:
+    assert from_name("heun", {"_class_name": "DDIMScheduler"}).options["beta_end"] == 0.02
+    assert from_config({"_class_name": "HeunDiscreteScheduler"}).options["beta_end"] == 0.012
+
+
+def test_a_flow_and_a_diffusion_are_not_sampled_alike() -> None:
+    with pytest.raises(ModelError, match="prediction_type"):
+        from_name("euler", FLOW)
+    with pytest.raises(ModelError, match="prediction_type"):
+        from_name("flow_euler", STABLE_DIFFUSION)
 
 
 def test_a_named_sampler_takes_its_own_ladder() -> None:
     assert plain("dpmpp_2m_karras").options["use_karras_sigmas"] is True
     assert plain("dpmpp_2m", use_karras_sigmas=True).options["use_karras_sigmas"] is False
     assert plain("euler", use_exponential_sigmas=True).options["use_exponential_sigmas"] is False
+    assert plain("euler_beta", use_karras_sigmas=True).options["use_beta_sigmas"] is True
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("DPM++ 2M Karras", "dpmpp_2m_karras"), ("Euler A", "euler_a"), ("eulr", "euler")]
+    ("typed", "meant"),
+    [("DPM++ 2M Carras", "dpmpp_2m_karras"), ("eulr", "euler"), ("DPM++ 3M SDE", "dpmpp_2m_sde"), ("uni_pc", "unipc")],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(typed: str, meant: str) -> None:
-    with pytest.raises(RequestError, match="dpmpp_2m_karras") as caught:
+    with pytest.raises(RequestError, match="ddim, ddpm, pndm") as caught:
         plain(typed)
     assert caught.value.hint == f"did you mean {meant!r}?"
 
 
-@pytest.mark.parametrize("name", [None, "UniPCMultistepScheduler", 3, []])
+@pytest.mark.parametrize("name", [None, "EDMEulerScheduler", 3, []])
 def test_an_unknown_class_is_refused(name: Any) -> None:
     with pytest.raises(ModelError, match="not known") as caught:
         from_config({"_class_name": name})
     assert "DDIMScheduler" in str(caught.value.hint)
 
 
+def test_a_class_that_needs_torchsde_is_refused_with_what_is_nearest() -> None:
+    with pytest.raises(ModelError, match="DPMSolverSDEScheduler") as caught:
+        from_config({"_class_name": "DPMSolverSDEScheduler"})
+    assert "dpmpp_2s_sde" in str(caught.value.hint)
+    assert (
+        from_name("dpmpp_2s_sde", {**STABLE_DIFFUSION, "_class_name": "DPMSolverSDEScheduler"}).label == "DPM++ 2S SDE"
+    )
+
+
 @pytest.mark.parametrize(
     ("class_name", "option", "value"),
     [
-        ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver++"),
-        ("DPMSolverMultistepScheduler", "solver_order", 3),
-        ("DPMSolverMultistepScheduler", "solver_type", "heun"),
-        ("DPMSolverMultistepScheduler", "lambda_min_clipped", -5.1),
+        ("DPMSolverMultistepScheduler", "algorithm_type", "deis"),
+        ("DPMSolverMultistepScheduler", "algorithm_type", "dpmsolver"),  # which cannot end at zero
+        ("DPMSolverMultistepScheduler", "solver_order", 4),
+        ("DPMSolverMultistepScheduler", "solver_type", "bh2"),
+        ("DPMSolverMultistepScheduler", "lambda_min_clipped", "low"),
+        ("DPMSolverMultistepScheduler", "lambda_min_clipped", math.nan),
         ("DPMSolverMultistepScheduler", "variance_type", "learned_range"),
-        ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),
-        ("EulerDiscreteScheduler", "use_beta_sigmas", True),
+        ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),  # without a prediction of flow
+        ("DPMSolverMultistepScheduler", "use_dynamic_shifting", True),
+        ("DPMSolverSinglestepScheduler", "algorithm_type", "sde-dpmsolver"),
+        ("UniPCMultistepScheduler", "lower_order_final", False),  # and ending at zero
+        ("UniPCMultistepScheduler", "disable_corrector", [0.5]),
+        ("UniPCMultistepScheduler", "disable_corrector", 3),
+        ("UniPCMultistepScheduler", "solver_p", {"_class_name": "DDIMScheduler"}),
+        ("UniPCMultistepScheduler", "sigma_min", -1.0),
+        ("DDPMScheduler", "variance_type", "learned"),
+        ("DDPMScheduler", "variance_type", "fixed_large_log"),
+        ("LCMScheduler", "original_inference_steps", 2000),
+        ("TCDScheduler", "thresholding", True),
+        ("HeunDiscreteScheduler", "rescale_betas_zero_snr", True),
+        ("KDPM2DiscreteScheduler", "prediction_type", "sample"),
+        ("FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting", True),
+        ("FlowMatchEulerDiscreteScheduler", "invert_sigmas", True),
+        ("FlowMatchEulerDiscreteScheduler", "shift", 0.0),
         ("EulerDiscreteScheduler", "interpolation_type", "log_linear"),
         ("EulerDiscreteScheduler", "timestep_type", "continuous"),
-        ("EulerDiscreteScheduler", "sigma_max", 10.0),
+        ("EulerDiscreteScheduler", "sigma_max", "big"),
         ("EulerAncestralDiscreteScheduler", "prediction_type", "sample"),
         ("PNDMScheduler", "prediction_type", "sample"),
         ("PNDMScheduler", "rescale_betas_zero_snr", True),
-        ("DDIMScheduler", "rescale_betas_zero_snr", True),
         ("DDIMScheduler", "prediction_type", "flow_prediction"),
         ("DDIMScheduler", "timestep_spacing", "karras"),
         ("DDIMScheduler", "beta_schedule", "sigmoid"),
@@ -434,10 +428,31 @@ def test_impossible_betas_are_refused(betas: list[float]) -> None:
         from_config({"_class_name": "DDIMScheduler", "trained_betas": betas})
 
 
-def test_two_ladders_at_once_are_refused() -> None:
-    config = {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True, "use_lu_lambdas": True}
-    with pytest.raises(ModelError, match="only one"):
-        from_config(config)
+@pytest.mark.parametrize(
+    ("class_name", "options", "match"),
+    [
+        ("DPMSolverMultistep", {"use_karras_sigmas": True, "use_lu_lambdas": True}, "only one"),
+        ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver", "solver_order": 3, **ENDS}, "no solver_order 3"),
+        (
+            "DPMSolverSinglestep",
+            {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun"},
+            "leaves noise",
+        ),
+        ("UniPCMultistep", {"thresholding": True, "predict_x0": False}, "predict_x0"),
+        ("DEISMultistep", {"prediction_type": "flow_prediction"}, "use_flow_sigmas"),
+        ("DPMSolverMultistep", {**STREAM, **ENDS}, "final_sigmas_type"),
+        ("DPMSolverMultistep", {**STREAM, "use_karras_sigmas": True}, "no other levels"),
+        ("UniPCMultistep", {**STREAM, "use_beta_sigmas": True}, "use_karras_sigmas"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(class_name: str, options: Any, match: str) -> None:
+    with pytest.raises(ModelError, match=match):
+        from_config({"_class_name": f"{class_name}Scheduler", **options})
+
+
+def test_a_clip_that_leaves_no_level_is_refused() -> None:
+    with pytest.raises(ModelError, match="lambda_min_clipped"):
+        from_config({"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": 50.0}).timesteps(5)
 
 
 @pytest.mark.parametrize("extra", [{"_diffusers_version": "9"}, {"skip_prk_steps": True}, {"tomorrow": False}])
@@ -447,16 +462,29 @@ def test_what_does_not_matter_is_ignored(extra: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("n", [0, -1, 1001, 10**9, 2.0, True, None, "10", math.nan])
 def test_impossible_numbers_of_steps_are_refused(n: Any) -> None:
-    for name in NAMES:
+    for name in SAMPLERS:
         with pytest.raises(RequestError, match="num_inference_steps"):
             plain(name).timesteps(n)
 
 
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+def test_more_steps_than_were_distilled_are_refused(name: str) -> None:
+    with pytest.raises(RequestError, match=r"1\.\.50"):
+        plain(name).timesteps(51)
+
+
 @pytest.mark.parametrize("start", [-1, 11, 1.0, True])
 def test_impossible_starts_are_refused(start: Any) -> None:
-    for name in NAMES:
+    for name in SAMPLERS:
         with pytest.raises(RequestError, match="start"):
-            plain(name).calls(10, start)
+            plain(name).calls(5, start)
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm2", "dpm2_a"])
+def test_a_run_cannot_start_amid_a_step(name: str) -> None:
+    with pytest.raises(RequestError, match="amid a step"):
+        plain(name).calls(10, 3)
+    assert plain(name).calls(10, 4) == 15
 
 
 def test_a_run_cannot_start_amid_the_warm_up() -> None:
@@ -470,14 +498,25 @@ def test_impossible_etas_are_refused(eta: float) -> None:
         plain("ddim").steps(toy, np.zeros((1, 4, 4, 4), np.float32), 5, eta=eta)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "ddim"])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("ddim", "tcd")])
 def test_an_eta_that_would_be_ignored_is_refused(name: str) -> None:
     plain(name).check_eta(0.0)
     with pytest.raises(RequestError, match="would ignore it"):
         plain(name).steps(toy, np.zeros((1, 4, 4, 4), np.float32), 5, eta=0.5)
 
 
-@pytest.mark.parametrize(("name", "eta"), [("euler_a", 0.0), ("ddim", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "eta"),
+    [
+        ("euler_a", 0.0),
+        ("ddim", 0.5),
+        ("tcd", 0.5),
+        ("dpmpp_2m_sde", 0.0),
+        ("lcm", 0.0),
+        ("ddpm", 0.0),
+        ("dpm2_a", 0.0),
+    ],
+)
 def test_missing_noise_is_refused_before_the_first_step(name: str, eta: float) -> None:
     with pytest.raises(RequestError, match="noise="):
         plain(name).steps(toy, np.zeros((1, 4, 4, 4), np.float32), 5, eta=eta)

@@ -8,20 +8,21 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
-from ovenbird import __version__, machine, schedulers
+from ovenbird import __version__, images, machine, schedulers
 from ovenbird.backends import BACKENDS
 from ovenbird.bundle import EMBEDDED, PRECISIONS
 from ovenbird.errors import Cancelled, OvenbirdError, RequestError, ResourceError
 from ovenbird.metadata import save_png
 from ovenbird.pipeline import Picture, Pipeline, Step
-from ovenbird.request import Request
+from ovenbird.prompts import SYNTAXES
+from ovenbird.request import STRENGTH, STRENGTH_WITH_MASK, Request
 from ovenbird.timing import Timings
 
 DEFAULT_OUTPUT = "output.png"
@@ -98,6 +99,23 @@ def _debug_here_too(ctx: click.Context, option: click.Parameter, value: bool) ->
 @main.command(context_settings={"show_default": True})
 @click.option("--prompt", required=True, help="What the picture shows.")
 @click.option("--negative-prompt", default="", help="What it does not show.")
+@click.option(
+    "--prompt-syntax",
+    type=click.Choice(list(SYNTAXES)),
+    default="plain",
+    help="How both are read: webui has weights, (more), [less], (so:1.3), and takes long prompts in chunks.",
+)
+@click.option("--clip-skip", type=int, default=0, help="Last layers of the text encoder to leave out, as in diffusers.")
+@click.option("--init-image", type=click.Path(path_type=Path), help="A picture to start from: PNG, JPEG or WebP.")
+@click.option(
+    "--strength",
+    type=float,
+    help="How much of --init-image may change, above 0 to 1; only that share of the steps is run.  "
+    f"[default: {STRENGTH:g}, with --mask {STRENGTH_WITH_MASK:g}]",
+)
+@click.option(
+    "--mask", type=click.Path(path_type=Path), help="White where --init-image is made anew, black where it stays."
+)
 @click.option("--model", default=EMBEDDED, help="A name, or the folder of an exported model.")
 @click.option(
     "--output",
@@ -105,14 +123,18 @@ def _debug_here_too(ctx: click.Context, option: click.Parameter, value: bool) ->
     help=f"The PNG to write.  [default: {DEFAULT_OUTPUT}, or the next free name]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an --output that exists.")
-@click.option("--height", type=int, help="Pixels, a multiple of 8.  [default: the model's]")
-@click.option("--width", type=int, help="Pixels, a multiple of 8.  [default: the model's]")
+@click.option("--height", type=int, help="Pixels, a multiple of 8.  [default: the model's, or --init-image's]")
+@click.option("--width", type=int, help="Pixels, a multiple of 8.  [default: the model's, or --init-image's]")
 @click.option("--num-inference-steps", type=int, default=DEFAULT_STEPS, help="Steps of the sampler.")
 @click.option("--guidance-scale", type=float, default=7.5, help="How closely to follow the prompt; 1 or less is off.")
 @click.option("--seed", type=int, help="The same seed gives the same picture.  [default: random]")
 @click.option("--num-images", type=int, default=1, help="Pictures; number k uses seed + k.")
-@click.option("--scheduler", help=f"A sampler: {', '.join(schedulers.NAMES)}.  [default: the model's]")
-@click.option("--eta", type=float, default=0.0, help="Fresh noise of DDIM, 0 to 1.")
+@click.option(
+    "--scheduler",
+    help=f"A sampler: {', '.join(schedulers.SAMPLERS)}; many also with _{', _'.join(schedulers.SUFFIXES)}.  "
+    "[default: the model's]",
+)
+@click.option("--eta", type=float, default=0.0, help="Fresh noise of DDIM and TCD, 0 to 1.")
 @click.option("--beta-start", type=float, help="First beta of training.  [default: the model's]")
 @click.option("--beta-end", type=float, help="Last beta of training.  [default: the model's]")
 @click.option(
@@ -135,6 +157,11 @@ def _debug_here_too(ctx: click.Context, option: click.Parameter, value: bool) ->
 def generate(
     prompt: str,
     negative_prompt: str,
+    prompt_syntax: str,
+    clip_skip: int,
+    init_image: Path | None,
+    strength: float | None,
+    mask: Path | None,
     model: str,
     output: Path | None,
     overwrite: bool,
@@ -161,6 +188,8 @@ def generate(
     request = Request(
         prompt=prompt,
         negative_prompt=negative_prompt,
+        prompt_syntax=prompt_syntax,
+        clip_skip=clip_skip,
         height=height,
         width=width,
         num_inference_steps=num_inference_steps,
@@ -169,6 +198,9 @@ def generate(
         seed=seed,
         num_images_per_prompt=num_images,
         scheduler=scheduler,
+        image=images.read("init-image", init_image) if init_image else None,
+        mask_image=images.read("mask", mask) if mask else None,
+        strength=strength,
     )
     if scheduler is not None:
         schedulers.sampler(scheduler)  # a wrong name stops here, before any model is read
@@ -240,8 +272,11 @@ def _bar(step: Step, seconds: float, width: int = 32) -> str:
 
 def _facts(pipeline: Pipeline, request: Request, seed: int) -> Mapping[str, Any]:
     """Everything that made one picture."""
-    facts = asdict(request) | {"seed": seed, "num_images_per_prompt": 1}
+    facts = {field.name: getattr(request, field.name) for field in fields(request)}
+    facts |= {name: images.digest(facts[name]) for name in ("image", "mask_image") if facts[name]}
     return facts | {
+        "seed": seed,
+        "num_images_per_prompt": 1,
         "sampler": pipeline.scheduler(request).label,
         "model": pipeline.bundle.name,
         "model_key": pipeline.bundle.key,

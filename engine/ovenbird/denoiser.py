@@ -35,3 +35,8 @@ def guided(unet: Callable[[Arrays], Arrays], conditioning: Conditioning, guidanc
 def rows(conditioning: Conditioning) -> int:
     """How many latents go through the U-Net for one picture: 2 with guidance, else 1."""
     return len(conditioning["encoder_hidden_states"])
+
+
+def beside(model: Model, more: Latents) -> Model:
+    """The model, shown more channels after those of the latents."""
+    return lambda x, t: model(np.concatenate([x, more], axis=1), t)

@@ -14,23 +14,29 @@ from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ovenbird.errors import RequestError, ResourceError
+from ovenbird.prompts import escape
 
 FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 def parameters(facts: Mapping[str, Any]) -> str:
-    """The line of settings that stable-diffusion-webui writes and reads."""
-    negative = f"\nNegative prompt: {facts['negative_prompt']}" if facts["negative_prompt"] else ""
+    """The prompts and the line of settings that stable-diffusion-webui writes and reads, in its own syntax."""
+    prompt, negative = (
+        escape(facts[name]) if facts["prompt_syntax"] == "plain" else facts[name]
+        for name in ("prompt", "negative_prompt")
+    )
+    negative = f"\nNegative prompt: {negative}" if negative else ""
     pairs = {
         "Steps": facts["num_inference_steps"],
         "Sampler": facts["sampler"],
         "CFG scale": f"{facts['guidance_scale']:g}",
         "Seed": facts["seed"],
         "Size": f"{facts['width']}x{facts['height']}",
+        **({"Denoising strength": f"{facts['strength']:g}"} if facts["strength"] is not None else {}),
         "Model": facts["model"],
         "Version": f"ovenbird {facts['ovenbird']}",
     }
-    return f"{facts['prompt']}{negative}\n" + ", ".join(f"{key}: {value}" for key, value in pairs.items())
+    return f"{prompt}{negative}\n" + ", ".join(f"{key}: {value}" for key, value in pairs.items())
 
 
 def save_png(image: Image, path: Path, facts: Mapping[str, Any], *, overwrite: bool = False) -> None:

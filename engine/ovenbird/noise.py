@@ -17,6 +17,7 @@ from ovenbird.errors import RequestError
 Floats = NDArray[np.float32]
 Sigmas = NDArray[np.float64]  # (T,), sigma of every training timestep, ascending
 
+PURE_NOISE = 2.0**24  # stands for a level without any signal, whose sigma is infinite
 SEEDS = 2**64
 
 
@@ -56,12 +57,12 @@ def zero_terminal_snr(betas: Floats) -> Floats:
     return np.float32(1) - np.concatenate([signal[:1], signal[1:] / signal[:-1]])
 
 
-def training_sigmas(betas: Floats) -> Sigmas:
-    """Sigma of every training timestep; where no signal is left, that of the smallest one in half precision: 4096."""
+def training_sigmas(betas: Floats, pure: float = PURE_NOISE) -> Sigmas:
+    """Sigma of every training timestep; ``pure`` where no signal is left."""
     signal = _alphas_cumprod(betas)
-    signal[signal == 0] = 2.0**-24
-    sigmas: Floats = np.sqrt((np.float32(1) - signal) / signal)
-    return sigmas.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        sigmas: Floats = np.sqrt((np.float32(1) - signal) / signal)
+    return np.where(signal > 0, sigmas.astype(np.float64), pure)
 
 
 def _alphas_cumprod(betas: Floats) -> Floats:
@@ -72,18 +73,22 @@ def _alphas_cumprod(betas: Floats) -> Floats:
 # Where a run stops.
 
 
-def spaced_timesteps(spacing: str, count: int, trained: int, offset: int) -> NDArray[np.float64]:
+def spaced_timesteps(
+    spacing: str, count: int, trained: int, offset: int, *, reach: int | None = None
+) -> NDArray[np.float64]:
     """``count`` timesteps out of ``trained``, descending; not rounded for 'linspace' (Lin et al. 2024, table 2).
 
-    Only 'leading' uses ``offset``.
+    They stay below ``reach``, if given; then 'trailing', which keeps its stride, has fewer.  Only 'leading' uses
+    ``offset``.
     """
+    reach = trained if reach is None else reach
     if spacing == "leading":
-        return np.arange(count, dtype=np.float64)[::-1] * (trained // count) + offset
+        return np.arange(count, dtype=np.float64)[::-1] * (reach // count) + offset
     if spacing == "linspace":
-        return np.linspace(0, trained - 1, count)[::-1]
+        return np.linspace(0, reach - 1, count)[::-1]
     if spacing == "trailing":
         # The range may hold one more entry, at -1, for counts like 61: rounding of its end.
-        return np.arange(trained, 0, -trained / count, dtype=np.float64)[:count].round() - 1
+        return np.arange(reach, 0, -trained / count, dtype=np.float64)[:count].round() - 1
     raise ValueError(f"unknown timestep spacing {spacing!r}")
 
 
@@ -97,6 +102,29 @@ def karras_sigmas(highest: float, lowest: float, count: int) -> Sigmas:
 def exponential_sigmas(highest: float, lowest: float, count: int) -> Sigmas:
     """Descending levels, evenly spaced in the logarithm."""
     return np.exp(np.linspace(math.log(highest), math.log(lowest), count))
+
+
+def beta_sigmas(highest: float, lowest: float, count: int) -> Sigmas:
+    """Descending levels, dense at both ends: the quantiles of Beta(0.6, 0.6) (Lee et al. 2024)."""
+    return lowest + _beta_quantile(1 - np.linspace(0, 1, count), 0.6) * (highest - lowest)
+
+
+def _beta_quantile(shares: NDArray[np.float64], shape: float) -> NDArray[np.float64]:
+    """Where a Beta(shape, shape) distribution has these shares below: bisection of its lower half, and its mirror."""
+    index = np.arange(60)
+    falls = np.cumprod(np.where(index > 0, (index - shape) / np.maximum(index, 1), 1)) / (shape + index)
+
+    def below(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Not normalised: a power series, whose terms halve up to the middle."""
+        return x**shape * np.polynomial.polynomial.polyval(x, falls)
+
+    wanted = np.minimum(shares, 1 - shares) * 2 * below(np.array(0.5))
+    low, high = np.zeros_like(shares), np.full_like(shares, 0.5)
+    for _ in range(60):
+        middle = (low + high) / 2
+        short = below(middle) < wanted
+        low, high = np.where(short, middle, low), np.where(short, high, middle)
+    return np.where(shares < 0.5, high, 1 - high)
 
 
 def sigma_at(timesteps: NDArray[np.float64], trained: Sigmas) -> Sigmas:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ovenbird import machine, schedulers, vae
+from ovenbird import families, machine, schedulers, vae
 from ovenbird.backends import Arrays, Backend, CompiledModel, Shapes, create
 from ovenbird.bundle import EMBEDDED, Bundle
-from ovenbird.denoiser import Conditioning, Latents, guided, rows
-from ovenbird.errors import ModelError, NumericError
-from ovenbird.families import condition
+from ovenbird.canvas import Canvas
+from ovenbird.denoiser import Conditioning, Latents, beside, guided, rows
+from ovenbird.errors import ModelError, NumericError, RequestError
 from ovenbird.noise import TorchNoise
 from ovenbird.request import Request, Result
 from ovenbird.timing import TimingReport, Timings, middle
@@ -55,8 +55,10 @@ class Pipeline:
         inference_precision: str | None = None,
         scheduler_config: Mapping[str, Any] | None = None,
         timings: Timings | None = None,
+        keep: bool = True,
     ) -> None:
-        self.bundle, self.backend = bundle, backend
+        """Without ``keep`` encoders are let go once prompt and image are encoded, before the U-Net is compiled."""
+        self.bundle, self.backend, self.keep = bundle, backend, keep
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
         self.scheduler_overrides = dict(scheduler_config or {})
@@ -113,37 +115,58 @@ class Pipeline:
         return self._run(wish, scheduler)
 
     def _check(self, wish: Request, scheduler: Scheduler) -> None:
-        channels = self.bundle.config("unet").get("in_channels", self._latent_channels)
-        if channels != self._latent_channels:
-            raise ModelError(
-                f"unet: it takes {channels} channels, so it is for inpainting and needs an image and a mask"
+        plain = self._latent_channels
+        if self._unet_channels not in (plain, 2 * plain + 1):
+            raise ModelError(f"unet: it takes {self._unet_channels} channels; known are {plain} and {2 * plain + 1}")
+        if self._unet_channels != plain and wish.mask_image is None:
+            raise RequestError(
+                f"mask_image: {self.bundle.name} was trained to fill in pictures: it needs one, and a mask",
+                hint="give image and mask_image (--init-image FILE --mask FILE), or take another model",
             )
-        scheduler.timesteps(wish.num_inference_steps)
+        families.check(self.bundle, wish)
+        if wish.image is not None and not (self.bundle.path / "vae_encoder").is_dir():
+            raise ModelError(f"{self.bundle.path} has no vae_encoder, so it cannot start from an image")
+        scheduler.calls(wish.num_inference_steps, _first(wish, scheduler))
         scheduler.check_eta(wish.eta)
 
     def _run(self, wish: Request, scheduler: Scheduler) -> Iterator[Step | Picture]:
         assert wish.height and wish.width and wish.seed is not None
         factor = self.bundle.vae_scale_factor
         shape = (1, self._latent_channels, wish.height // factor, wish.width // factor)
-        conditioning = condition(self.bundle, self._encoder, wish)
-        unet = self._component("unet", {"sample": (rows(conditioning), *shape[1:]), **_shapes(conditioning)})
+        conditioning = families.condition(self.bundle, self._encoder, wish)
+        canvas = Canvas.of(wish, shape, self._unet_channels != self._latent_channels, self._encode)
+        if not self.keep:
+            self._compiled = {key: model for key, model in self._compiled.items() if "encoder" not in key[0]}
+        sample = (rows(conditioning), self._unet_channels, *shape[2:])
+        unet = self._component("unet", {"sample": sample, **_shapes(conditioning)})
         model = guided(unet, conditioning, wish.guidance_scale)
-        calls = scheduler.calls(wish.num_inference_steps)
+        count, first = wish.num_inference_steps, _first(wish, scheduler)
+        calls = scheduler.calls(count, first)
         for index in range(wish.num_images_per_prompt):
             seed = (wish.seed + index) % 2**64
             noise = TorchNoise(seed)
-            latents = noise(shape) * np.float32(scheduler.init_noise_sigma(wish.num_inference_steps))
-            steps = scheduler.steps(model, latents, wish.num_inference_steps, noise=partial(noise, shape), eta=wish.eta)
+            latents, known, more = canvas.start(scheduler, count, first, noise)
+            shown = model if more is None else beside(model, more)
+            draw = partial(noise, shape)
+            steps = scheduler.steps(shown, latents, count, noise=draw, start=first, eta=wish.eta, known=known)
             for step, latents in enumerate(self.timings.each("step", steps), 1):
                 if not np.isfinite(latents).all():
                     raise NumericError(f"unet: the latents are not finite after step {step} of {scheduler.label}")
                 yield Step(index, step, calls, latents)
             decoder = self._component("vae_decoder", {"latent_sample": shape})
             pixels = vae.decode(decoder, latents, self.bundle.config("vae_decoder"))
-            yield Picture(index, seed, Image.fromarray(pixels))
+            yield Picture(index, seed, Image.fromarray(canvas.finish(pixels)))
 
     def _encoder(self, name: str) -> Callable[[Arrays], Arrays]:
         return self._component(name, {"input_ids": (1, 77)})
+
+    def _encode(self, values: vae.Values) -> vae.Encoded:
+        encoder = self._component("vae_encoder", {"sample": values.shape})
+        return vae.encode(encoder, values, self.bundle.config("vae_encoder"))
+
+    @cached_property
+    def _unet_channels(self) -> int:
+        return int(self.bundle.config("unet").get("in_channels", self._latent_channels))
 
     @cached_property
     def _latent_channels(self) -> int:
@@ -172,7 +195,7 @@ class Pipeline:
             median_step_s=middle(steps),
             steps=len(steps),
             unet_calls=len(spent.seconds.get("unet", [])),
-            vae_s=spent.sum("vae_decoder"),
+            vae_s=spent.sum("vae_encoder") + spent.sum("vae_decoder"),
             save_s=spent.sum("save"),
             total_s=spent.total() + spent.sum("start"),
             pictures=len(spent.seconds.get("vae_decoder", [])),
@@ -190,3 +213,8 @@ class Pipeline:
 
 def _shapes(conditioning: Conditioning) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in conditioning.items()}
+
+
+def _first(wish: Request, scheduler: Scheduler) -> int:
+    """The call of the U-Net that a run starts with."""
+    return scheduler.start_at(wish.num_inference_steps, 1.0 if wish.strength is None else wish.strength)

@@ -6,9 +6,11 @@ import dataclasses
 import math
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ovenbird import images
 from ovenbird.errors import RequestError
+from ovenbird.prompts import MOST_CHUNKS, SYNTAXES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,16 +22,28 @@ MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 4096, 8
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 MAX_IMAGES = 1000
+MAX_CLIP_SKIP = 11  # the smaller text encoder of SD has twelve layers
 MAX_SEED = 2**64 - 1
+STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0  # diffusers' defaults
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """A wish in diffusers' words.  It checks itself: ``RequestError`` names the field, the value and the rule.
 
-    ``height`` and ``width`` in pixels, None for the model's own size; ``seed=None`` draws one, which is recorded.
+    ``height`` and ``width`` in pixels, None for the model's own size, or the image's, rounded down to a multiple of 8;
+    ``seed=None`` draws one, which is recorded.
     Picture k of ``num_images_per_prompt`` uses ``seed + k``.  With ``guidance_scale <= 1`` the U-Net runs once a
     step and the negative prompt has no effect.  ``scheduler=None`` is the one that the model folder names.
+    ``prompt_syntax``, a row of ``prompts.SYNTAXES``, is for both prompts: ``plain`` takes every character for itself,
+    as diffusers does, and 75 tokens; ``webui`` knows weights and takes long prompts in chunks.  ``clip_skip`` is
+    diffusers': how many of the text encoder's last layers are left out, for the prompt and not for the negative one;
+    the web UI's number is one more.
+
+    With an ``image`` (PIL) the run starts from it: ``strength`` says how far up, and of the steps only that share is
+    run, rounded down.  Its middle is cut to the wished ratio of sides and resized.  With a ``mask_image`` too, only
+    what is white there is made anew, half gray and lighter; all black leaves the picture as it was.  ``strength=None``
+    is 0.8, with a mask 1.
     """
 
     prompt: str
@@ -42,6 +56,11 @@ class Request:
     seed: int | None = None
     num_images_per_prompt: int = 1
     scheduler: str | None = None
+    prompt_syntax: str = "plain"
+    clip_skip: int = 0
+    image: Image | None = None
+    mask_image: Image | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -57,6 +76,29 @@ class Request:
             _check_int("seed", self.seed, 0, MAX_SEED)
         if self.scheduler is not None and not isinstance(self.scheduler, str):
             raise RequestError(f"scheduler: {_short(self.scheduler)} is not a name")
+        if not isinstance(self.prompt_syntax, str) or self.prompt_syntax not in SYNTAXES:
+            raise RequestError(f"prompt_syntax: {_short(self.prompt_syntax)} is not one of {', '.join(SYNTAXES)}")
+        _check_int("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP)
+        if self.image is not None:
+            self._settle(**self._of_image(images.picture("image", self.image)))
+        elif self.mask_image is not None or self.strength is not None:
+            name = "strength" if self.mask_image is None else "mask_image"
+            raise RequestError(f"{name}: there is no image that it could be for", hint="give an image, too")
+
+    def _of_image(self, image: Image) -> dict[str, Any]:
+        """The fields that an image fills in or changes."""
+        strength, mask = self.strength, self.mask_image
+        if strength is None:
+            strength = STRENGTH if mask is None else STRENGTH_WITH_MASK
+        _check_strength(strength, self.num_inference_steps)
+        width, height = _size_of(image, self.width, self.height)
+        if mask is not None:
+            mask = images.of_size("mask_image", images.mask("mask_image", mask), image.size)
+        return {"image": image, "mask_image": mask, "strength": strength, "width": width, "height": height}
+
+    def _settle(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     def settled(self, default_size: int) -> Request:
         """The same wish with nothing left open: seed and size are filled in."""
@@ -90,7 +132,9 @@ def _check_text(name: str, value: object) -> None:
     except UnicodeEncodeError:
         raise RequestError(f"{name}: {_short(value)} holds half a character (a lone surrogate)") from None
     if size > MAX_PROMPT_BYTES:
-        raise RequestError(f"{name}: {size} bytes are more than {MAX_PROMPT_BYTES}", hint="77 tokens are used at most")
+        raise RequestError(
+            f"{name}: {size} bytes are more than {MAX_PROMPT_BYTES}", hint=f"{MOST_CHUNKS * 75} tokens are used at most"
+        )
 
 
 def _check_int(name: str, value: object, least: int, most: int) -> None:
@@ -117,3 +161,26 @@ def _check_size(name: str, value: object) -> None:
         raise RequestError(
             f"{name}: {value} is not a multiple of {SIZE_STEP}", hint=f"use {below} or {below + SIZE_STEP}"
         )
+
+
+def _check_strength(strength: object, steps: int) -> None:
+    _check_float("strength", strength, 0.0, 1.0)
+    assert isinstance(strength, int | float)
+    if int(steps * strength) < 1:
+        raise RequestError(
+            f"strength: {strength:g} of {steps} steps is less than one step",
+            hint=f"the least is {math.ceil(1000 / steps) / 1000:g}",
+        )
+
+
+def _size_of(image: Image, width: int | None, height: int | None) -> tuple[int, int]:
+    """The wished size; a side that is left open keeps the image's ratio, and with both open its size."""
+    scale = width / image.width if width else height / image.height if height else 1.0
+    width, height = width or _below(image.width * scale), height or _below(image.height * scale)
+    _check_size("width", width)
+    _check_size("height", height)
+    return width, height
+
+
+def _below(pixels: float) -> int:
+    return round(pixels) // SIZE_STEP * SIZE_STEP

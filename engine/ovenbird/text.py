@@ -1,11 +1,12 @@
-"""From a prompt to token ids, as CLIP's tokenizer does it (Radford et al., 2021)."""
+"""From a prompt to chunks of token ids, as CLIP's tokenizer makes them (Radford et al., 2021), and their weights."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,34 @@ from tokenizers import AddedToken, Encoding, Regex, Tokenizer, models, normalize
 
 from ovenbird.bundle import read_json
 from ovenbird.errors import ModelError
+from ovenbird.prompts import SYNTAXES, Piece, Sections
 
-TokenIds = NDArray[np.int64]  # (N, length)
+TokenIds = NDArray[np.int64]  # (chunks, length)
+Weights = NDArray[np.float32]  # (chunks, length); 1 changes nothing
 
 # CLIP's own pattern, fixed here: a regular expression is never taken from a model folder.
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 LARGEST_VOCABULARY = 1_000_000
+COMMA = ",</w>"
+LOOK_BACK = 20
+"""A full chunk ends behind a comma among its last so many tokens, if there is one, as the web UI has it."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt as a text encoder takes it: a row for each chunk."""
+
+    ids: TokenIds
+    weights: Weights
+
+
+class Token(NamedTuple):
+    """One token between start and end."""
+
+    id: int
+    weight: float
+    begin: int
+    """Where it begins in its section's text."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,7 @@ class PromptTokenizer:
     start: int
     end: int
     pad: int
+    comma: int | None
     length: int
 
     @classmethod
@@ -42,19 +66,75 @@ class PromptTokenizer:
             if token not in vocabulary:
                 raise ModelError(f"{folder}: the {key} {token!r} is not in the vocabulary")
         length = min(int(config.get("model_max_length", 77)), 77)
+        if length < 3:
+            raise ModelError(f"{folder}: a text of {length} tokens has no room between its start and its end")
         tokenizer = _clip(vocabulary, merges, names)
         ids = {key: vocabulary[token] for key, token in names.items()}
-        return cls(tokenizer, ids["bos_token"], ids["eos_token"], ids["pad_token"], length)
+        comma = vocabulary.get(COMMA)
+        return cls(tokenizer, ids["bos_token"], ids["eos_token"], ids["pad_token"], comma, length)
 
-    def __call__(self, prompt: str) -> TokenIds:
-        """Ids (1, length); what does not fit is cut, with a warning that names the lost text."""
-        encoding: Encoding = self.tokenizer.encode(prompt, add_special_tokens=False)
-        room = self.length - 2
-        if len(encoding.ids) > room:
-            lost = prompt[encoding.offsets[room][0] :]
-            warnings.warn(f"the prompt is longer than {room} tokens; this was cut off: {lost!r}", stacklevel=2)
-        ids = [self.start, *encoding.ids[:room], self.end]
-        return np.array([ids + [self.pad] * (self.length - len(ids))], np.int64)
+    def __call__(self, prompt: Sections, most: int = 1) -> Tokens:
+        """At most so many chunks; what does not fit is cut, with a warning that names the lost text."""
+        rows: list[list[Token]] = []
+        for place, section in enumerate(prompt):
+            tokens, begin = self._encode(section), 0
+            while not begin or begin < len(tokens):  # a section without tokens is a chunk, too
+                if len(rows) == most:
+                    self._say_lost(prompt[place:], tokens[begin].begin if tokens else 0, most)
+                    return self._filled(rows)
+                end = self._end(tokens, begin, last=len(rows) + 1 == most)
+                rows.append(tokens[begin:end])
+                begin = end
+        return self._filled(rows)
+
+    def extended(self, tokens: Tokens, chunks: int) -> Tokens:
+        """The same with empty prompts behind it, until there are so many chunks."""
+        more = self._filled([[]] * (chunks - len(tokens.ids)))
+        return Tokens(np.concatenate([tokens.ids, more.ids]), np.concatenate([tokens.weights, more.weights]))
+
+    @property
+    def room(self) -> int:
+        """How many tokens fit between start and end."""
+        return self.length - 2
+
+    def _encode(self, section: Sequence[Piece]) -> list[Token]:
+        tokens: list[Token] = []
+        base = 0
+        for text, weight in section:
+            found: Encoding = self.tokenizer.encode(text, add_special_tokens=False)
+            tokens += [Token(id, weight, base + span[0]) for id, span in zip(found.ids, found.offsets, strict=True)]
+            base += len(text)
+        return tokens
+
+    def _end(self, tokens: Sequence[Token], begin: int, *, last: bool) -> int:
+        """Where the chunk that begins there ends; the last one that is allowed takes all that fits."""
+        full = begin + self.room
+        if last or len(tokens) <= full or tokens[full].id == self.comma:
+            return full
+        places = range(full, max(full - LOOK_BACK, begin), -1)
+        return next((place for place in places if tokens[place - 1].id == self.comma), full)
+
+    def _say_lost(self, rest: Sections, begin: int, most: int) -> None:
+        lost = " ".join("".join(piece.text for piece in section) for section in rest)[begin:]
+        warnings.warn(f"the prompt is longer than {self.room * most} tokens; this was cut off: {lost!r}", stacklevel=3)
+
+    def _filled(self, rows: Sequence[Sequence[Token]]) -> Tokens:
+        ids = np.full((len(rows), self.length), self.pad, np.int64)
+        weights = np.ones((len(rows), self.length), np.float32)
+        for place, row in enumerate(rows):
+            ids[place, : len(row) + 2] = [self.start, *(token.id for token in row), self.end]
+            weights[place, 1 : len(row) + 1] = [token.weight for token in row]
+        return Tokens(ids, weights)
+
+
+def tokenize(tokenizers: Sequence[PromptTokenizer], prompts: Sequence[str], syntax: str) -> list[list[Tokens]]:
+    """For each prompt its tokens by each tokenizer, in as many chunks everywhere as the longest needs."""
+    how = SYNTAXES[syntax]
+    found = [[tokenizer(read, how.chunks) for tokenizer in tokenizers] for read in map(how.read, prompts)]
+    chunks = max(len(tokens.ids) for row in found for tokens in row)
+    return [
+        [tokenizer.extended(tokens, chunks) for tokenizer, tokens in zip(tokenizers, row, strict=True)] for row in found
+    ]
 
 
 def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]], names: dict[str, str]) -> Tokenizer:

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.backends import Arrays
 from ovenbird.bundle import Bundle
 from ovenbird.denoiser import Conditioning
+from ovenbird.errors import RequestError
 from ovenbird.families import sd, sdxl
+from ovenbird.families.texts import Encoders
 from ovenbird.request import Request
 
-Encoders = Callable[[str], Callable[[Arrays], Arrays]]
-"""A text encoder by the name of its component."""
 
-FAMILIES: dict[str, Callable[[Bundle, Encoders, Request, bool], Conditioning]] = {
-    "sd": sd.condition,
-    "sdxl": sdxl.condition,
+@dataclass(frozen=True)
+class Family:
+    """How one family is told about a request."""
+
+    condition: Callable[[Bundle, Encoders, Request, bool], Conditioning]
+    """(bundle, text encoders, settled request, whether to guide) -> inputs of the U-Net."""
+    deepest_skip: Callable[[Bundle], int]
+    """The largest ``clip_skip`` that its text encoders can do."""
+
+
+FAMILIES = {
+    "sd": Family(sd.condition, sd.deepest_skip),
+    "sdxl": Family(sdxl.condition, sdxl.deepest_skip),
 }
-"""``Bundle.family`` -> (bundle, text encoders, settled request, whether to guide) -> conditioning."""
+"""By ``Bundle.family``."""
+
+
+def check(bundle: Bundle, wish: Request) -> None:
+    """Raises ``RequestError`` for what the model's text encoders cannot do; nothing is compiled."""
+    deepest = FAMILIES[bundle.family].deepest_skip(bundle) if wish.clip_skip else 0
+    if wish.clip_skip > deepest:
+        able = f"can leave out {deepest}" if deepest else "gives nothing but what its last layer makes"
+        raise RequestError(
+            f"clip_skip: {wish.clip_skip} is too many: a text encoder of {bundle.name} {able}",
+            hint=f"the nearest is {deepest}",
+        )
 
 
 def condition(bundle: Bundle, encoders: Encoders, wish: Request) -> Conditioning:
@@ -30,7 +51,7 @@ def condition(bundle: Bundle, encoders: Encoders, wish: Request) -> Conditioning
     """
     width = bundle.config("unet").get("time_cond_proj_dim")
     guide = wish.guidance_scale > 1 and not width
-    told = FAMILIES[bundle.family](bundle, encoders, wish, guide)
+    told = FAMILIES[bundle.family].condition(bundle, encoders, wish, guide)
     return {**told, "timestep_cond": guidance_embedding(wish.guidance_scale, width)} if width else told
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from ovenbird.backends import Arrays
 from ovenbird.bundle import Bundle
 from ovenbird.denoiser import Conditioning
+from ovenbird.families.texts import Encoders, encode, read, weighed
 from ovenbird.request import Request
-from ovenbird.text import PromptTokenizer
 
 
-def condition(
-    bundle: Bundle, encoders: Callable[[str], Callable[[Arrays], Arrays]], wish: Request, guide: bool
-) -> Conditioning:
-    """``encoder_hidden_states`` (1 or 2, 77, D)."""
-    tokenize, encode = PromptTokenizer.open(bundle.path / "tokenizer"), encoders("text_encoder")
-    texts = [wish.negative_prompt, wish.prompt] if guide else [wish.prompt]
-    # One at a time: the compiled shape is then the same with and without guidance.
-    states = [encode({"input_ids": tokenize(text)})["last_hidden_state"] for text in texts]
+def deepest_skip(bundle: Bundle) -> int:
+    """None can be skipped: the states of earlier layers lack the norm behind the last one, which is in the graph."""
+    return 0
+
+
+def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool) -> Conditioning:
+    """``encoder_hidden_states`` (1 or 2, 77 a chunk, D)."""
+    prompts = [wish.negative_prompt, wish.prompt] if guide else [wish.prompt]
+    encoder = encoders("text_encoder")
+    states = [
+        weighed([outputs["last_hidden_state"] for outputs in encode(encoder, tokens)], tokens)
+        for (tokens,) in read(bundle, ["tokenizer"], prompts, wish)
+    ]
     return {"encoder_hidden_states": np.concatenate(states)}

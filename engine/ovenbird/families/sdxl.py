@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,25 +11,33 @@ from ovenbird.backends import Arrays
 from ovenbird.bundle import Bundle
 from ovenbird.denoiser import Conditioning
 from ovenbird.errors import ModelError
+from ovenbird.families.texts import Encoders, States, encode, read, weighed
 from ovenbird.request import Request
-from ovenbird.text import PromptTokenizer
+from ovenbird.text import Tokens
 
-Encoders = Callable[[str], Callable[[Arrays], Arrays]]
-Encoded = tuple[NDArray[np.float32], NDArray[np.float32]]  # hidden states (1, 77, D), summary (1, P)
+Encoded = tuple[States, NDArray[np.float32]]  # hidden states (1, 77 a chunk, D), summary (1, P)
 HIDDEN = "hidden_states."
+PARTS = ("", "_2")
+
+
+def deepest_skip(bundle: Bundle) -> int:
+    """Down to the first layer of the encoder that has fewer."""
+    return min(int(bundle.config(f"text_encoder{part}")["num_hidden_layers"]) for part in PARTS) - 1
 
 
 def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool) -> Conditioning:
-    """``encoder_hidden_states`` (N, 77, D1 + D2), ``text_embeds`` (N, P) and ``time_ids`` (N, 6); N is 1 or 2.
+    """``encoder_hidden_states`` (N, 77 a chunk, D1 + D2), ``text_embeds`` (N, P), ``time_ids`` (N, 6); N is 1 or 2.
 
     Without a negative prompt its half is all zeros where ``model_index.json`` says so, as the model was trained.
     """
     assert wish.height and wish.width
-    encoded = encode(bundle, encoders, wish.prompt)
-    rows = [encoded]
-    if guide:
-        zeros = not wish.negative_prompt and bool(bundle.index.get("force_zeros_for_empty_prompt"))
-        rows = [_zeros(encoded) if zeros else encode(bundle, encoders, wish.negative_prompt), encoded]
+    zeros = not wish.negative_prompt and bool(bundle.index.get("force_zeros_for_empty_prompt"))
+    prompts = [wish.negative_prompt, wish.prompt] if guide and not zeros else [wish.prompt]
+    *negative, given = read(bundle, [f"tokenizer{part}" for part in PARTS], prompts, wish)
+    # In diffusers, too, the negative prompt goes through every layer.
+    rows = [*(encoded(encoders, each, 0) for each in negative), encoded(encoders, given, wish.clip_skip)]
+    if guide and zeros:
+        rows = [_zeros(rows[0]), *rows]
     # Original size, corner of the crop, target size: a picture that was made as it is asked for.
     time_ids = np.array([[wish.height, wish.width, 0, 0, wish.height, wish.width]], np.float32)
     return {
@@ -39,20 +47,25 @@ def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool) ->
     }
 
 
-def encode(bundle: Bundle, encoders: Encoders, text: str) -> Encoded:
-    """Both encoders' last hidden state but one, side by side, and the second one's summary."""
-    outputs = [
-        encoders(f"text_encoder{suffix}")({"input_ids": PromptTokenizer.open(bundle.path / f"tokenizer{suffix}")(text)})
-        for suffix in ("", "_2")
+def encoded(encoders: Encoders, tokens: Sequence[Tokens], skip: int) -> Encoded:
+    """Both encoders' last hidden state but one, or ``skip`` layers earlier, side by side.
+
+    The summary is the second one's, of the first chunk and without weights, as in the web UI.
+    """
+    pairs = [
+        (list(encode(encoders(f"text_encoder{part}"), each)), each) for part, each in zip(PARTS, tokens, strict=True)
     ]
-    return np.concatenate([_last_but_one(found) for found in outputs], axis=-1), outputs[1]["text_embeds"]
+    states = [weighed([_state(outputs, skip) for outputs in chunks], each) for chunks, each in pairs]
+    (first, *_), _ = pairs[1]
+    return np.concatenate(states, axis=-1), first["text_embeds"]
 
 
-def _last_but_one(outputs: Arrays) -> NDArray[np.float32]:
+def _state(outputs: Arrays, skip: int) -> States:
+    """diffusers counts ``clip_skip`` from the last state but one, which has no norm behind it."""
     states = sorted((name for name in outputs if name.startswith(HIDDEN)), key=lambda name: int(name[len(HIDDEN) :]))
-    if len(states) < 2:
+    if len(states) < 2 + skip:
         raise ModelError("a text encoder of this SDXL model gives no hidden states", hint="export the model again")
-    return outputs[states[-2]]
+    return outputs[states[-2 - skip]]
 
 
 def _zeros(encoded: Encoded) -> Encoded:

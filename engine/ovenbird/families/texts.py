@@ -1,0 +1,55 @@
+"""What families share: prompts through a text encoder, chunk by chunk, and weights onto what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovenbird.backends import Arrays
+from ovenbird.bundle import Bundle
+from ovenbird.errors import NumericError
+from ovenbird.request import Request
+from ovenbird.text import PromptTokenizer, Tokens, Weights, tokenize
+
+Encoder = Callable[[Arrays], Arrays]
+Encoders = Callable[[str], Encoder]
+"""A text encoder by the name of its component."""
+States = NDArray[np.float32]  # (1, tokens, D)
+
+
+def read(bundle: Bundle, tokenizers: Sequence[str], prompts: Sequence[str], wish: Request) -> list[list[Tokens]]:
+    """For each prompt its tokens by each tokenizer of the folder, all in equally many chunks."""
+    opened = [PromptTokenizer.open(bundle.path / name) for name in tokenizers]
+    return tokenize(opened, prompts, wish.prompt_syntax)
+
+
+def encode(encoder: Encoder, tokens: Tokens) -> Iterator[Arrays]:
+    """The encoder's outputs for each chunk.
+
+    One at a time: the compiled shape is then the same for every prompt, with and without guidance.
+    """
+    for ids in tokens.ids:
+        yield encoder({"input_ids": ids[None]})
+
+
+def weighed(chunks: Sequence[States], tokens: Tokens) -> States:
+    """The chunks one behind the other, each weighed by itself."""
+    return np.concatenate([weigh(chunk, row) for chunk, row in zip(chunks, tokens.weights, strict=True)], axis=1)
+
+
+def weigh(states: States, weights: Weights) -> States:
+    """Each token's states times its weight, then all of them times what restores their mean, as in the web UI.
+
+    The mean is that of the whole chunk: of every channel of every token, start, end and padding among them, which have
+    the weight 1.  Without weights, the very states.  Raises ``NumericError`` when they take the mean to zero.
+    """
+    if (weights == 1).all():
+        return states
+    with np.errstate(all="ignore"):
+        heavy = states * weights[None, :, None]
+        found = heavy * np.float32(states.mean(dtype=np.float64) / heavy.mean(dtype=np.float64))
+    if not np.isfinite(found).all():
+        raise NumericError("text encoder: under these weights its states have no mean", hint="use weights nearer to 1")
+    return found
