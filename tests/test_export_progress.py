@@ -71,6 +71,19 @@ def test_tools_are_quiet_in_a_stage_and_only_there(capsys: pytest.CaptureFixture
     assert log.isEnabledFor(logging.WARNING)
 
 
+def test_stages_of_two_threads_may_overlap(capsys: pytest.CaptureFixture[str]) -> None:
+    import logging
+
+    before = (logging.root.manager.disable, warnings.filters[:])
+    first, second = progress.stage("first"), progress.stage("second")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    warnings.warn("still quiet", FutureWarning, stacklevel=1)
+    second.__exit__(None, None, None)
+    assert (logging.root.manager.disable, warnings.filters[:]) == before
+
+
 RUN = """
 import sys
 from ovenbird.cli import main

@@ -6,9 +6,10 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from threading import Lock
 
 import click
 
@@ -36,7 +37,7 @@ def stage(text: str, *written: Path) -> Iterator[None]:
     started, before = time.monotonic(), size(*written)
     try:
         click.echo(f"{_clock()} {text} ... ", nl=False, err=True)
-        with _quiet():
+        with _QUIET:
             yield
     except BaseException:
         click.echo("failed", err=True)
@@ -71,14 +72,27 @@ def _clock() -> str:
     return f"[{minutes:2}:{seconds:02}]"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # Tracing warns about every Python branch it freezes.  Whether one mattered is measured afterwards, at other sizes.
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+class _Quiet:
+    """Silence while anybody is in a stage: counted, for stages of several threads may overlap in any order."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._undo = Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        # Tracing warns about every Python branch it freezes.  Whether one mattered is measured afterwards.
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._undo.callback(logging.disable, logging.root.manager.disable)
+                self._undo.enter_context(warnings.catch_warnings())
+                logging.disable(logging.WARNING)
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._undo.close()
+
+
+_QUIET = _Quiet()
