@@ -39,14 +39,16 @@ def parameters(facts: Mapping[str, Any]) -> str:
     return f"{prompt}{negative}\n" + ", ".join(f"{key}: {value}" for key, value in pairs.items())
 
 
-def save_png(image: Image, path: Path, facts: Mapping[str, Any], *, overwrite: bool = False) -> None:
+def save_png(image: Image, path: Path, facts: Mapping[str, Any] | None, *, overwrite: bool = False) -> None:
     """Write beside the target, sync, then put in place; the text chunks are ``parameters`` and ``ovenbird`` (JSON).
 
-    Raises ``RequestError`` when the file exists and must not be replaced, ``ResourceError`` when it cannot be written.
+    Without ``facts`` there are none.  Raises ``RequestError`` when the file exists and must not be replaced,
+    ``ResourceError`` when it cannot be written.
     """
     text = PngInfo()
-    text.add_itxt("parameters", parameters(facts))
-    text.add_itxt("ovenbird", json.dumps(dict(facts), ensure_ascii=False, sort_keys=True))
+    if facts is not None:
+        text.add_itxt("parameters", parameters(facts))
+        text.add_itxt("ovenbird", json.dumps(dict(facts), ensure_ascii=False, sort_keys=True))
     part = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".ovenbird-", suffix=".png", delete=False) as file:

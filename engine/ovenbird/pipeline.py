@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, groupby, islice
@@ -12,15 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from ovenbird import families, machine, schedulers, vae
+from ovenbird import families, machine, schedulers
+from ovenbird.autoencoder import Autoencoder
 from ovenbird.backends import Arrays, Backend, Shapes, create
 from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
 from ovenbird.denoiser import Conditioning, Latents, beside, guided, rows
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
 from ovenbird.noise import TorchNoise
-from ovenbird.request import Request
-from ovenbird.result import Picture, Result, Step
+from ovenbird.request import Request, check_count
+from ovenbird.result import Developing, Picture, Result, Step
+from ovenbird.safety import Checker, SafetyChecker, notice
 from ovenbird.stages import ONE_BY_ONE, TOGETHER, Stages
 from ovenbird.timing import TimingReport, Timings, middle
 
@@ -31,6 +34,7 @@ T = TypeVar("T")
 _TOLD_APART = ("seed", "image", "mask_image", "strength")
 _SHOWN_APART = ("seed", "prompt", "negative_prompt")
 """Fields that make no difference to what the U-Net is told, and to the canvas."""
+AUTOENCODER = ("vae_encoder", "vae_decoder", "tiny_vae_decoder")
 ROUND = 16
 """Pictures of which all are sampled before the first is decoded, where the U-Net must leave to make room."""
 
@@ -69,15 +73,20 @@ class Pipeline:
         timings: Timings | None = None,
         keep: bool = True,
         batch_size: int = 1,
+        vae_tile: int | None = None,
+        decoder: str = "full",
+        safety_checker: bool = True,
     ) -> None:
-        """Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side."""
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise RequestError(f"batch_size: {batch_size!r:.40} is not a whole number from 1")
+        """See ``open``."""
+        check_count("batch_size", batch_size)
         self.bundle, self.backend, self.batch_size = bundle, backend, batch_size
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
         self.scheduler_overrides = dict(scheduler_config or {})
         self._stages = Stages(bundle, backend, self.precision, self.timings, TOGETHER if keep else ONE_BY_ONE)
+        self.autoencoder = Autoencoder(bundle, self._component, self._stages.ran, tile=vae_tile, decoder=decoder)
+        self.safety_checker = SafetyChecker(bundle, safety_checker, self._checker)
+        self._tally: Counter[str] = Counter()
         self._stopped = Event()
 
     @classmethod
@@ -94,12 +103,18 @@ class Pipeline:
         timings: Timings | None = None,
         keep: bool = True,
         batch_size: int = 1,
+        vae_tile: int | None = None,
+        decoder: str = "full",
+        safety_checker: bool = True,
     ) -> Pipeline:
         """Find and check a model folder and start a runtime; nothing is compiled yet.
 
         ``precision`` chooses the variant of the folder (``fp32``, ``fp16``), ``inference_precision`` the arithmetic
         (``f32``, ``bf16``): None takes what the weights and the processor make best.  ``scheduler_config`` replaces
-        single entries of the folder's own.  Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
+        single entries of the folder's own.  Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures
+        are drawn side by side.  Pictures with a side longer than ``vae_tile`` pixels are decoded and encoded in tiles;
+        the ``tiny`` decoder is for folders that have one.  Without ``safety_checker`` that of the folder is not asked.
+        Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
         with timings.stage("load"):
@@ -114,6 +129,9 @@ class Pipeline:
             timings=timings,
             keep=keep,
             batch_size=batch_size,
+            vae_tile=vae_tile,
+            decoder=decoder,
+            safety_checker=safety_checker,
         )
 
     def scheduler(self, request: Request) -> Scheduler:
@@ -124,7 +142,11 @@ class Pipeline:
         return schedulers.from_name(request.scheduler, config)
 
     def generate(
-        self, requests: Request | Sequence[Request], callback: Callable[[Step | Picture], object] | None = None
+        self,
+        requests: Request | Sequence[Request],
+        callback: Callable[[Step | Picture], object] | None = None,
+        *,
+        preview_every: int | None = None,
     ) -> Result:
         """All the pictures of one request or several.
 
@@ -133,7 +155,7 @@ class Pipeline:
         """
         pictures: list[Picture] = []
         try:
-            for event in self.stream(requests):
+            for event in self.stream(requests, preview_every=preview_every):
                 if isinstance(event, Picture):
                     pictures.append(event)
                 if callback is not None and callback(event) is False:
@@ -147,18 +169,24 @@ class Pipeline:
         """End the run at its next step with ``Cancelled``; from any thread, or from a signal handler."""
         self._stopped.set()
 
-    def stream(self, requests: Request | Sequence[Request]) -> Iterator[Step | Picture]:
+    def stream(
+        self, requests: Request | Sequence[Request], *, preview_every: int | None = None
+    ) -> Iterator[Step | Picture]:
         """The same, as it happens: a ``Step`` after each step of the sampler, a ``Picture`` after each decoding.
 
-        Raises ``RequestError`` before anything is compiled, ``NumericError`` when a result is not finite, ``Cancelled``
-        after ``cancel``.
+        After every ``preview_every`` steps but the last, ``Step.previews`` are what the model takes the pictures for,
+        without the noise: by the tiny decoder if the folder has one, else by the one that makes the pictures, which
+        takes time, and memory beside the U-Net.  Raises ``RequestError`` before anything is compiled, ``NumericError``
+        when a result is not finite, ``Cancelled`` after ``cancel``.
         """
+        if preview_every is not None:
+            check_count("preview_every", preview_every)
         given = [requests] if isinstance(requests, Request) else requests
         wishes = [wish.settled(self.bundle.default_size) for wish in given]
         for wish in wishes:
             self._check(wish, self.scheduler(wish))
         self._stopped.clear()
-        return self._run(chain.from_iterable(wish.singles() for wish in wishes))
+        return self._run(chain.from_iterable(wish.singles() for wish in wishes), preview_every)
 
     def _check(self, wish: Request, scheduler: Scheduler) -> None:
         plain = self._latent_channels
@@ -175,7 +203,7 @@ class Pipeline:
         scheduler.calls(wish.num_inference_steps, _first(wish, scheduler))
         scheduler.check_eta(wish.eta)
 
-    def _run(self, singles: Iterable[Request]) -> Iterator[Step | Picture]:
+    def _run(self, singles: Iterable[Request], preview_every: int | None) -> Iterator[Step | Picture]:
         """In rounds: all that the text encoders do for a round, all that the U-Net does, then the decoder."""
         numbered = enumerate(singles)
         told: dict[Hashable, Conditioning] = {}
@@ -189,16 +217,17 @@ class Pipeline:
             ]
             drawn: list[tuple[Sheet, Latents]] = []
             for batch in self._batches(sheets):
-                latents = yield from self._draw(batch)
+                latents = yield from self._draw(batch, preview_every)
                 drawn += [(sheet, latents[k : k + 1]) for k, sheet in enumerate(batch)]
             for sheet, latents in drawn:
-                yield Picture(sheet.number, sheet.wish, self._decoded(sheet, latents))
+                self._tally["pictures"] += 1
+                yield self._developed(sheet, latents, self.autoencoder.decoder, "after the last step")
 
     def _condition(self, wish: Request) -> Conditioning:
         return families.condition(self.bundle, self._encoder, wish)
 
     def _canvas(self, wish: Request) -> Canvas:
-        return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self._encode)
+        return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self.autoencoder.encode)
 
     def _batches(self, sheets: Sequence[Sheet]) -> Iterator[list[Sheet]]:
         """Neighbours of one kind, so many that they may be drawn side by side."""
@@ -206,7 +235,7 @@ class Pipeline:
             while batch := list(islice(alike, self.batch_size)):
                 yield batch
 
-    def _draw(self, sheets: Sequence[Sheet]) -> Generator[Step, None, Latents]:
+    def _draw(self, sheets: Sequence[Sheet], preview_every: int | None) -> Generator[Step, None, Latents]:
         """From noise to latents (N, 4, H/8, W/8), with pictures of one kind side by side."""
         wish = sheets[0].wish
         scheduler, shape, count = self.scheduler(wish), self._shape(wish), wish.num_inference_steps
@@ -230,17 +259,28 @@ class Pipeline:
             known=known,
         )
         numbers, calls = range(sheets[0].number, sheets[-1].number + 1), scheduler.calls(count, first)
-        for step, latents in enumerate(self.timings.each("step", steps), 1):
+        for step, (latents, clean) in enumerate(self.timings.each("step", steps), 1):
             if not np.isfinite(latents).all():
                 raise NumericError(f"unet: the latents are not finite after step {step} of {scheduler.label}")
-            yield Step(numbers, step, calls, latents)
+            seen = preview_every is not None and step % preview_every == 0 and step < calls
+            yield Step(numbers, step, calls, latents, self._previews(sheets, clean, step) if seen else ())
             self._check_stopped()
         return latents
 
-    def _decoded(self, sheet: Sheet, latents: Latents) -> Image.Image:
-        decoder = self._component("vae_decoder", {"latent_sample": latents.shape})
-        pixels = vae.decode(decoder, latents, self.bundle.config("vae_decoder"))
-        return Image.fromarray(sheet.canvas.finish(pixels))
+    def _previews(self, sheets: Sequence[Sheet], clean: Latents, step: int) -> tuple[Image.Image, ...]:
+        self._tally["previews"] += len(sheets)
+        pictures = (
+            self._developed(sheet, clean[k : k + 1], self.autoencoder.quickest, f"after step {step}")
+            for k, sheet in enumerate(sheets)
+        )
+        return tuple(picture.image for picture in pictures)
+
+    def _developed(self, sheet: Sheet, latents: Latents, decoder: str, when: str) -> Picture:
+        made = self.autoencoder.decode(latents, decoder, f"{when} of {self.scheduler(sheet.wish).label}")
+        image = Image.fromarray(sheet.canvas.finish(made.pixels))
+        flagged = self.safety_checker(image)
+        developing = Developing(decoder, made.tile, made.precision, made.retried, self.safety_checker.state)
+        return Picture(sheet.number, sheet.wish, notice(image.size) if flagged else image, flagged, developing)
 
     def _shape(self, wish: Request) -> tuple[int, int, int, int]:
         """Of one picture's latents."""
@@ -251,13 +291,14 @@ class Pipeline:
     def _encoder(self, name: str) -> Callable[[Arrays], Arrays]:
         return self._component(name, {"input_ids": (1, 77)})
 
-    def _encode(self, values: vae.Values) -> vae.Encoded:
-        encoder = self._component("vae_encoder", {"sample": values.shape})
-        return vae.encode(encoder, values, self.bundle.config("vae_encoder"))
+    def _checker(self, shape: tuple[int, ...]) -> Checker:
+        # Its scores are compared with thresholds to three decimals, so never in less than f32.
+        run = self._component("safety_checker", {"clip_input": shape}, "f32")
+        return Checker(run, self._stages.ran["safety_checker"].inputs)
 
-    def _component(self, name: str, shapes: Shapes) -> Callable[[Arrays], Arrays]:
+    def _component(self, name: str, shapes: Shapes, precision: str | None = None) -> Callable[[Arrays], Arrays]:
         self._check_stopped()
-        return self._stages.component(name, shapes)
+        return self._stages.component(name, shapes, precision)
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
@@ -285,10 +326,12 @@ class Pipeline:
             median_step_s=middle(steps),
             steps=len(steps),
             unet_calls=len(spent.seconds.get("unet", [])),
-            vae_s=spent.sum("vae_encoder") + spent.sum("vae_decoder"),
+            vae_s=sum(map(spent.sum, AUTOENCODER)),
+            safety_checker_s=spent.sum("safety_checker"),
             save_s=spent.sum("save"),
             total_s=spent.total() + spent.sum("start"),
-            pictures=len(spent.seconds.get("vae_decoder", [])),
+            pictures=self._tally["pictures"],
+            previews=self._tally["previews"],
             peak_rss_mib=machine.peak_rss_mib(),
             runtime=self.backend.name,
             runtime_version=self.backend.version,
@@ -298,6 +341,11 @@ class Pipeline:
             threads=self.backend.threads,
             cpu=machine.cpu_name(),
             instruction_sets=machine.instruction_sets(),
+            decoder=self.autoencoder.decoder,
+            vae_calls=sum(len(spent.seconds.get(name, [])) for name in AUTOENCODER),
+            vae_tile=self.autoencoder.tile if self.autoencoder.tiled else None,
+            vae_retries=self.autoencoder.retries,
+            safety_checker=self.safety_checker.state,
         )
 
 

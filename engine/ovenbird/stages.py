@@ -29,6 +29,7 @@ class Ran(NamedTuple):
 
     cache: str
     precision: str
+    inputs: frozenset[str]
 
 
 class Stages:
@@ -46,19 +47,23 @@ class Stages:
         """Whether all that a picture needs may stay in memory."""
         return len(self.groups) == 1
 
-    def component(self, name: str, shapes: Shapes) -> Callable[[Arrays], Arrays]:
-        """The component for inputs of these shapes, timed at every call.  Raises ``ModelError``."""
-        key = (name, tuple(sorted(shapes.items())))
-        model = self._compiled.pop(key, None) or self._compile(name, shapes)
+    def component(self, name: str, shapes: Shapes, precision: str | None = None) -> Callable[[Arrays], Arrays]:
+        """The component for inputs of these shapes, timed at every call.  Raises ``ModelError``.
+
+        ``precision`` is the arithmetic, if not that of the others.
+        """
+        precision = precision or self.precision
+        key = (name, (precision, *sorted(shapes.items())))
+        model = self._compiled.pop(key, None) or self._compile(name, shapes, precision)
         self._compiled[key] = model  # the latest is last
-        self.ran[name] = Ran(model.cache, model.precision)
+        self.ran[name] = Ran(model.cache, model.precision, frozenset(model.inputs))
         return self._timings.watch(name, model)
 
-    def _compile(self, name: str, shapes: Shapes) -> CompiledModel:
+    def _compile(self, name: str, shapes: Shapes, precision: str) -> CompiledModel:
         self._make_room(name)
         with self._timings.stage("compile"):
             return self._backend.compile(
-                self._bundle.path / name, shapes, precision=self.precision, cache_key=self._bundle.key
+                self._bundle.path / name, shapes, precision=precision, cache_key=self._bundle.key
             )
 
     def _make_room(self, name: str) -> None:
