@@ -111,36 +111,6 @@ def test_cuda_is_refused_where_it_is_not() -> None:
         create("onnxruntime", "cuda")
 
 
-def test_e7_the_cache_is_used_and_a_damaged_entry_is_not(
-    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OVENBIRD_CACHE", str(tmp_path))
-    shapes = {"x": (2, 4)}
-
-    def run(key: str) -> tuple[str, float]:
-        model = create("openvino").compile(graph, shapes, precision="f32", cache_key=key)
-        return model.cache, float(model({"x": np.ones((2, 4)), "number": np.array(0)})["y"][0, 0])
-
-    assert run("one") == ("miss", 18.0)
-    assert run("one") == ("hit", 18.0)
-    assert run("two")[0] == "miss"  # other bytes of the model, another key
-    for path in tmp_path.glob("*.blob"):
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
-    assert run("one") == ("miss", 18.0)
-    assert run("one") == ("hit", 18.0)
-
-
-def test_e6_an_unwritable_cache_costs_a_warning(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    monkeypatch.setenv("OVENBIRD_CACHE", str(blocked))
-    with pytest.warns(UserWarning, match="cannot be written"):
-        model = create("openvino").compile(graph, {"x": (1, 4)}, precision="f32", cache_key="one")
-    assert model.cache == "miss"
-
-
 def test_openvino_takes_fractions_of_a_timestep_that_is_declared_whole(tmp_path: Path) -> None:
     model = create("openvino").compile(
         write_graph(tmp_path, "timestep"), {"x": (1, 4)}, precision="f32", cache_key=None

@@ -105,7 +105,7 @@ class Bundle:
     def verify(self, *, full: bool = True) -> None:
         """Compare every file with the manifest: its size and, if ``full``, its sha256.
 
-        A folder that passed once and whose files kept size, time and inode is not hashed again by ``verify_once``.
+        A folder that passed once and whose files kept size, times and inode is not hashed again by ``verify_once``.
         Raises ``ModelError`` naming the first file that differs.
         """
         if self.manifest is None:
@@ -133,7 +133,8 @@ class Bundle:
     def _stamp(self) -> str:
         assert self.manifest is not None
         stats = [(self.path / name).stat() for name in sorted(self.manifest["files"])]
-        facts = [(str(self.path.resolve()), s.st_size, s.st_mtime_ns, s.st_ino) for s in stats]
+        # The last cannot be set, unlike the one before it.
+        facts = [(str(self.path.resolve()), s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
