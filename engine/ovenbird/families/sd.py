@@ -17,7 +17,7 @@ def deepest_skip(bundle: Bundle) -> int:
 
 def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool) -> Conditioning:
     """``encoder_hidden_states`` (1 or 2, 77 a chunk, D)."""
-    prompts = [wish.negative_prompt, wish.prompt] if guide else [wish.prompt]
+    prompts = wish.texts if guide else wish.texts[1:]
     encoder = encoders("text_encoder")
     states = [
         weighed([outputs["last_hidden_state"] for outputs in encode(encoder, tokens)], tokens)
