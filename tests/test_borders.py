@@ -28,7 +28,8 @@ LAYERS = [
     {"averages", "denoiser"},
     {"backends", "noise", "bundle", "request"},
     {"images"},
-    {"errors", "timing", "machine", "cache", "prompts"},
+    {"compiled"},
+    {"errors", "timing", "machine", "cache", "prompts", "sizes"},
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,9 +15,11 @@ from typing import IO, Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
-from ovenbird import ModelError, RequestError, cache, compiled
+from ovenbird import ModelError, RequestError, cache, cli, compiled
 from ovenbird.bundle import Bundle
+from ovenbird.commands.cache import COLUMNS, _row
 from ovenbird.sizes import parse_size, show_size
 
 FACTS = {"model": "toy fp16", "component": "unet"}
@@ -244,6 +247,7 @@ CROWD = """
 import random, sys, warnings
 from ovenbird import compiled
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", message="a compiled model")  # what others use may leave no room
 draw = random.Random(int(sys.argv[1]))
 hits = 0
 for _ in range(150):
@@ -265,13 +269,72 @@ def test_e2_several_processes_share_a_cache_that_is_too_small(home: Path, monkey
         subprocess.Popen([sys.executable, "-c", CROWD, str(seed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for seed in range(4)
     ]
-    for process in crowd:
-        hits, shown = process.communicate()
-        assert process.returncode == 0, shown.decode()
+    ends = [(*process.communicate(), process.returncode) for process in crowd]
+    for hits, shown, code in ends:
+        assert code == 0, shown.decode()
         assert 0 < int(hits) < 150
     assert sum(path.stat().st_size for path in home.iterdir()) <= 120_000 + 4 * 48_000
     compiled.keep(key(9), {}, lambda file: None)
     assert sum(entry.size for entry in compiled.entries()) <= 120_000
+
+
+def test_the_command_lists_and_clears(home: Path) -> None:
+    facts = {**FACTS, "shapes": {"sample": [2, 4, 8, 8]}, "device": "cpu", "runtime": "openvino 2026.4.1-22982"}
+    compiled.keep(key(0), facts, lambda file: None)
+    path = keep(1)
+    path.write_bytes(b"")
+    os.utime(home / key(0), (0, 1e9))
+    os.utime(path, (0, 2e9))
+    lines = typed().output.splitlines()
+    assert lines[0] == str(home)
+    assert lines[1].split() == ["model", "component", "shapes", "device", "runtime", "size", "last", "used"]
+    assert lines[2].split()[:3] == ["damaged", "0", "B"]
+    assert lines[3].split()[:8] == ["toy", "fp16", "unet", "sample", "2x4x8x8", "cpu", "openvino", "2026.4.1"]
+    assert lines[4] == "2 compiled models, 4.0 KiB of 20.0 GiB (OVENBIRD_CACHE_LIMIT)"
+    told = json.loads(typed("--json").output)
+    assert (told["folder"], told["limit_bytes"], told["bytes"]) == (str(home), 20 << 30, 4096)
+    assert [entry["facts"] for entry in told["entries"]] == [None, facts]
+    assert told["entries"][1]["last_used"] == "2001-09-09T01:46:40Z"
+    assert typed("--clear").output == "2 compiled models removed, 4.0 KiB; everything else stays\n"
+    assert json.loads(typed("--clear", "--json").output) == {"folder": str(home), "removed": 0, "size": 0, "left": 0}
+
+
+def typed(*words: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(cli.main, ["cache", *words])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def test_the_command_does_not_remove_what_is_in_use(home: Path) -> None:
+    keep(0)
+    used = compiled.load(key(0))
+    assert "1 not: in use" in typed("--clear", exit_code=4).stderr
+    assert used is not None and there(home) == {0}
+
+
+@pytest.mark.parametrize("place", ["missing", "file", "file/below", "/proc/x"])
+def test_e6_the_command_works_on_bogus_folders(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("OVENBIRD_CACHE", str(tmp_path / place))
+    assert "0 compiled models" in typed().output and "0 compiled models" in typed("--clear").output
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_e7_the_command_works_on_every_damaged_header(home: Path) -> None:
+    facts = {**FACTS, "shapes": {"sample": [2]}, "device": "cpu", "runtime": "openvino"}
+    compiled.keep(key(0), facts, lambda file: None)
+    path = home / key(0)
+    data = path.read_bytes()
+    for at in range(32, 32 + len(json.dumps(facts))):
+        for byte in b'0"{,\xff':
+            path.write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])
+            (entry,) = compiled.entries()
+            assert len(_row(entry)) == len(COLUMNS)
+
+
+def test_a_wrong_limit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(compiled.LIMIT, "20")
+    assert "error: OVENBIRD_CACHE_LIMIT: '20' is not a size" in typed(exit_code=2).stderr
 
 
 # With OpenVINO.

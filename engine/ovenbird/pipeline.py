@@ -293,6 +293,7 @@ class Pipeline:
             runtime=self.backend.name,
             runtime_version=self.backend.version,
             device=self.backend.device,
+            devices={name: each.device for name, each in ran.items()},
             precision={name: each.precision for name, each in ran.items()},
             weights=self.bundle.precision,
             threads=self.backend.threads,

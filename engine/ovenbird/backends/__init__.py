@@ -34,6 +34,10 @@ class CompiledModel(Protocol):
     cache: str
     """Whether compiling was saved: ``hit``, ``miss`` or ``off``."""
 
+    @property
+    def device(self) -> str:
+        """Where it really runs, as the runtime tells."""
+
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Outputs by name; inputs are cast to the type that the graph declares."""
 

@@ -67,7 +67,7 @@ class OnnxRuntime:
             raise ModelError(f"{path}: ONNX Runtime cannot use it: {error}") from error
         if session.get_providers()[0] != PROVIDERS[self.device]:
             raise ResourceError(f"device: ONNX Runtime fell back to {session.get_providers()[0]} from {self.device}")
-        return OnnxRuntimeModel(session)
+        return OnnxRuntimeModel(session, self.device)
 
 
 class OnnxRuntimeModel:
@@ -76,7 +76,8 @@ class OnnxRuntimeModel:
     precision = "f32"
     cache = "off"
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, device: str) -> None:
+        self.device = device
         self._session = session
         self._outputs = [port.name for port in session.get_outputs()]
         self.inputs = {port.name: _port(port) for port in session.get_inputs()}
