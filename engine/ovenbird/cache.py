@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -88,6 +88,14 @@ def sweep(folder: Path) -> None:
         with suppress(OSError):  # it is gone, or not ours to remove
             if PART.fullmatch(path.name) and time.time() - path.lstat().st_mtime > LEFTOVER_AGE_S:
                 path.unlink()
+
+
+def stamp(paths: Iterable[Path]) -> str:
+    """A hash of all that changes when files do, without their bytes.  Raises ``OSError`` when one is not there."""
+    # The last one cannot be set, unlike the one before it.
+    stats = [(str(path.resolve()), path.stat()) for path in paths]
+    facts = [(name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def complain(error: OSError) -> None:
