@@ -232,8 +232,7 @@ def _precision(runs: ov.CompiledModel) -> str:
     else:
         told = runs.get_property("DEVICE_PROPERTIES")
         kinds = [told[name]["INFERENCE_PRECISION_HINT"] for name in devices if name in told]
-    names = [kind.get_type_name() if isinstance(kind, ov.Type) else str(kind) for kind in kinds]
-    return "+".join(dict.fromkeys(names)) or "unknown"
+    return "+".join(dict.fromkeys(kind.get_type_name() for kind in kinds)) or "unknown"
 
 
 @contextmanager
