@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from ovenbird.backends import BACKENDS, Backend, create
+from ovenbird.backends.devices import parse
 from ovenbird.errors import ModelError, RequestError
 
 onnx = pytest.importorskip("onnx")
@@ -123,3 +126,119 @@ def test_openvino_takes_fractions_of_a_timestep_that_is_declared_whole(tmp_path:
     )
     result = model({"x": np.zeros((1, 4)), "timestep": np.array(948.75)})["y"]
     np.testing.assert_array_equal(result, np.full((1, 3), 948.75, np.float32))
+
+
+KNOWN = ["CPU", "GPU.0", "GPU.1", "NPU"]
+DEVICES = {
+    "cpu": ["CPU"],
+    "GPU": ["GPU"],
+    "gpu.1": ["GPU.1"],
+    "Npu": ["NPU"],
+    "npu.0": ["NPU.0"],
+    "auto": KNOWN,
+    "auto:gpu,cpu": ["GPU", "CPU"],
+    "AUTO:-GPU.0": ["CPU", "GPU.1", "NPU"],
+    "HETERO:GPU.1,CPU": ["GPU.1", "CPU"],
+    "multi:npu,gpu.0": ["NPU", "GPU.0"],
+}
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_openvinos_own_names_of_devices_in_any_case(name: str) -> None:
+    device = parse(name, KNOWN)
+    assert (device.name, list(device.members)) == (name.upper(), DEVICES[name])
+    assert device.is_virtual == (name[:4].lower() in ("auto", "hete", "mult"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "abacus",
+        "gpu.2",
+        "cpu.0",
+        "auto:",
+        "auto:abacus",
+        "auto:-abacus",
+        "hetero",
+        "hetero:",
+        "hetero:-cpu",
+        "a:cpu",
+    ],
+)
+def test_other_devices_are_refused_with_the_list(name: str) -> None:
+    with pytest.raises(RequestError, match="device: openvino has no") as caught:
+        parse(name, KNOWN)
+    assert str(caught.value.hint).startswith("it offers cpu, gpu.0, gpu.1, npu and auto")
+
+
+class FakeCore:
+    """A machine with two graphics cards, whose work this machine's processor does."""
+
+    available_devices = KNOWN
+    capabilities: ClassVar = {"CPU": ["FP32", "BF16"], "GPU.1": ["FP32", "FP16"], "NPU": ["FP16"]}
+
+    def __init__(self) -> None:
+        import openvino
+
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.core = _CORE or openvino.Core()
+
+    def get_property(self, device: str, name: str) -> Any:
+        return f"a {device}" if name == "FULL_DEVICE_NAME" else self.capabilities[device]
+
+    def read_model(self, path: Path) -> Any:
+        return self.core.read_model(path)
+
+    def compile_model(self, model: Any, device: str, properties: dict[str, Any]) -> Any:
+        self.asked.append((device, properties))
+        return self.core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+_CORE: Any = None
+
+
+@pytest.fixture
+def _many_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    monkeypatch.setattr(sys.modules[__name__], "_CORE", openvino.Core())
+    monkeypatch.setattr(openvino, "Core", FakeCore)
+
+
+@pytest.mark.usefixtures("_many_devices")
+def test_what_openvino_is_asked_for_on_other_devices(graph: Path) -> None:
+    def asked(device: str, threads: int | None = None) -> tuple[str, dict[str, Any]]:
+        backend: Any = create("openvino", device, threads)
+        model = backend.compile(graph, {"x": (1, 4)}, precision="f32", cache_key=None)
+        assert (backend.device, model.device) == (device.lower(), "cpu")
+        return backend.core.asked[0]
+
+    same = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    exact = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    threaded = {**exact, "INFERENCE_NUM_THREADS": 3}
+    assert asked("cpu", 3) == ("CPU", same | threaded)
+    assert asked("Gpu.1") == ("GPU.1", same)
+    assert asked("auto") == ("AUTO", same | {"DEVICE_PROPERTIES": {"CPU": exact}})
+    assert asked("hetero:gpu,cpu", 3) == ("HETERO:GPU,CPU", same | {"DEVICE_PROPERTIES": {"CPU": threaded}})
+    assert asked("auto:-cpu") == ("AUTO:-CPU", same)
+    with pytest.raises(RequestError, match="threads: 3 has no effect on gpu"):
+        create("openvino", "gpu", 3)
+
+
+@pytest.mark.usefixtures("_many_devices")
+def test_halves_run_in_what_a_device_multiplies_in() -> None:
+    found = {name: create("openvino", name).best_precision("fp16") for name in ("cpu", "gpu.1", "npu", "auto:gpu,cpu")}
+    assert found == {"cpu": "bf16", "gpu.1": "f16", "npu": "f16", "auto:gpu,cpu": "f32"}
+    assert {create("openvino", name).best_precision("fp32") for name in found} == {"f32"}
+
+
+@pytest.mark.parametrize(("device", "cached"), [("AUTO", "off"), ("auto:cpu", "off"), ("hetero:cpu", "hit")])
+def test_what_hands_work_on_says_who_did_it(graph: Path, device: str, cached: str) -> None:
+    inputs = {"x": np.ones((1, 4)), "number": np.array(1)}
+    for number in range(2):
+        backend = create("openvino", device)
+        model = backend.compile(graph, {"x": (1, 4)}, precision="f32", cache_key=f"of {graph} for {device}")
+        assert (backend.device, model.device, model.precision) == (device.lower(), "cpu", "f32")
+        np.testing.assert_array_equal(model(inputs)["y"], [[19, 23, 27]])
+        assert number == 0 or model.cache == cached

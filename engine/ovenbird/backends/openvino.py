@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 
 from ovenbird import compiled
 from ovenbird.backends import Arrays, Port, Shapes, fit
+from ovenbird.backends.devices import parse
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import ModelError, RequestError
 from ovenbird.machine import instruction_sets, usable_cores
-
-VIRTUAL = ("AUTO", "HETERO", "MULTI")
-"""Devices that hand the work on to others."""
 
 
 class OpenVINO:
@@ -33,8 +31,8 @@ class OpenVINO:
         self.core = ov.Core()
         self.version = ov.get_version().split("-")[0]
         self.device = device.lower()
-        self._members = _members(device.upper(), self.core.available_devices)
-        if threads and "CPU" not in self._members:
+        self._device = parse(device, self.core.available_devices)
+        if threads and "CPU" not in self._device.members:
             raise RequestError(f"threads: {threads} has no effect on {self.device}", hint="leave it out")
         compiled.limit()  # a wrong one stops here, before any model is read
         self._threads = threads
@@ -45,10 +43,10 @@ class OpenVINO:
 
         Else, and where several devices may run, ``f32``.
         """
-        if stored == "fp32" or _is_virtual(self.device):
+        if stored == "fp32" or self._device.is_virtual:
             return "f32"
         wish, name = ("BF16", "bf16") if self.device == "cpu" else ("FP16", "f16")
-        return name if wish in self.core.get_property(self.device.upper(), "OPTIMIZATION_CAPABILITIES") else "f32"
+        return name if wish in self.core.get_property(self._device.name, "OPTIMIZATION_CAPABILITIES") else "f32"
 
     def compile(self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None) -> OpenVINOModel:
         """See ``Backend.compile``.  A folder with only ``model.onnx`` is read too."""
@@ -65,17 +63,17 @@ class OpenVINO:
     def _properties(self, precision: str) -> dict[str, Any]:
         # Always asked for: without the hint OpenVINO may choose bf16 by itself.
         properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-        if "CPU" not in self._members:
+        if "CPU" not in self._device.members:
             return properties
         # Without this, weights in eight bits would make it round what flows between the layers as well.
         processor = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
         if self._threads:
             processor["INFERENCE_NUM_THREADS"] = self._threads
-        return properties | ({"DEVICE_PROPERTIES": {"CPU": processor}} if _is_virtual(self.device) else processor)
+        return properties | ({"DEVICE_PROPERTIES": {"CPU": processor}} if self._device.is_virtual else processor)
 
     def _facts(self, model: str, folder: Path, shapes: Shapes, properties: Mapping[str, Any]) -> dict[str, Any]:
         """All that a compiled model depends on."""
-        devices = {name: self.core.get_property(name, "FULL_DEVICE_NAME") for name in self._members}
+        devices = {name: self.core.get_property(name, "FULL_DEVICE_NAME") for name in self._device.members}
         return {
             "model": _model_name(folder.parent),
             "manifest": model,
@@ -96,7 +94,7 @@ class OpenVINO:
             return None
         blob = ov.Tensor(found.blob, shared_memory=True)
         try:
-            runs = self.core.import_model(blob, self.device.upper(), dict(properties))
+            runs = self.core.import_model(blob, self._device.name, dict(properties))
         except RuntimeError:  # another build's; compiling anew is always right
             compiled.discard(key)
             return None
@@ -114,7 +112,7 @@ class OpenVINO:
 
     def _compile(self, model: ov.Model, properties: Mapping[str, Any], folder: Path) -> ov.CompiledModel:
         with _as_model_error(folder):
-            return self.core.compile_model(model, self.device.upper(), dict(properties))
+            return self.core.compile_model(model, self._device.name, dict(properties))
 
 
 class OpenVINOModel:
@@ -188,32 +186,6 @@ def _keep(facts: Mapping[str, Any], ports: Sequence[list[str]], runs: ov.Compile
     except RuntimeError:
         return "off"
     return "miss"
-
-
-def _is_virtual(device: str) -> bool:
-    return device.upper().startswith(VIRTUAL)
-
-
-def _members(device: str, known: Sequence[str]) -> list[str]:
-    """The devices that may run what is compiled for ``device``.  Raises ``RequestError`` when one is not there."""
-    kind, colon, listed = device.partition(":")
-    if kind == "AUTO" and not colon:
-        return list(known)
-    members = listed.split(",") if colon and kind in VIRTUAL else [device]
-    left_out = [name[1:] for name in members if name.startswith("-")] if kind == "AUTO" else []
-    for name in [*left_out, *(name for name in members if name[1:] not in left_out)]:
-        if not _is_there(name, known):
-            raise RequestError(
-                f"device: openvino has no {name.lower()!r} here",
-                hint=f"it offers: {', '.join(known).lower()}, auto; and auto:, hetero: or multi: with a list of them",
-            )
-    named = [name for name in members if name[1:] not in left_out]
-    return named or [name for name in known if name not in left_out]
-
-
-def _is_there(name: str, known: Sequence[str]) -> bool:
-    # The only one of its kind is listed without a number, and the first of several may be named without.
-    return name in {*known, *(each.split(".")[0] for each in known), *(f"{each}.0" for each in known if each != "CPU")}
 
 
 def _model_name(folder: Path) -> str:
