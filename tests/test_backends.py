@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from ovenbird.backends import BACKENDS, Backend, create
 from ovenbird.backends.devices import parse
-from ovenbird.errors import ModelError, RequestError
+from ovenbird.errors import ModelError, RequestError, ResourceError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -118,6 +119,180 @@ def test_cuda_is_refused_where_it_is_not() -> None:
         pytest.skip("this machine has it")
     with pytest.raises(RequestError, match="cuda"):
         create("onnxruntime", "cuda")
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cuda:1:2", "cuda 1", "cuda:1\n"])
+def test_onnxruntime_refuses_other_devices(name: str) -> None:
+    with pytest.raises(RequestError, match="device: onnxruntime has no") as caught:
+        create("onnxruntime", name)
+    assert caught.value.hint == "it has: cpu, cuda, cuda:1 and so on"
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of what ONNX Runtime is sent, one by one."""
+    import onnxruntime
+
+    sizes, send = list[int](), onnxruntime.OrtValue.ortvalue_from_numpy
+
+    def spy(array: Any, *place: Any) -> Any:
+        sizes.append(array.nbytes)
+        return send(array, *place)
+
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", spy)
+    return sizes
+
+
+def test_what_has_not_changed_is_not_sent_again_and_what_has_is(graph: Path, sent: list[int]) -> None:
+    model = create("onnxruntime").compile(graph, {"x": (1, 4)}, precision="f32", cache_key=None)
+    x, number = np.zeros((1, 4), np.float32), np.array(1)
+
+    def run(expected: list[int]) -> float:
+        sent.clear()
+        result = model({"x": x, "number": number})["y"][0, 0]
+        assert sent == expected
+        return float(result)
+
+    assert run([16, 8]) == 1
+    assert run([]) == 1
+    x += 1  # the same array, with other content
+    assert run([16]) == 19
+    x = x.copy()
+    assert run([]) == 19
+    number = np.array(2)
+    assert run([8]) == 20
+    x = np.ones((2, 4), np.float32)
+    assert run([32]) == 20
+    x = np.zeros((2, 4), np.float32)
+    run([32])
+    x = -x  # equal, but other bytes
+    run([32])
+    x[:] = np.nan
+    run([32])
+    assert np.isnan(run([]))
+
+
+def test_a_step_sends_latents_and_timestep_and_the_text_once(nestling: Path, sent: list[int]) -> None:
+    shapes = {"sample": (2, 4, 64, 64), "encoder_hidden_states": (2, 77, 128)}
+    model: Any = create("onnxruntime").compile(
+        nestling / "fp16" / "unet", {"sample": (2, 4, 8, 8)}, precision="f32", cache_key=None
+    )
+    arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    places = {name: model._send(name, array) for name, array in arrays.items()}
+    assert sent == [128 << 10, 2 * 77 * 128 * 4]
+    assert (2 * 77 * 768 * 4) >> 10 == 462  # SD 1.5's text
+    sent.clear()
+    for number in range(3):
+        arrays["sample"] += number + 1
+        again = {name: model._send(name, array) for name, array in arrays.items()}
+        assert again["encoder_hidden_states"] is places["encoder_hidden_states"]
+        model._send("timestep", np.array(number, model.inputs["timestep"].dtype))
+    assert sent == [128 << 10, 4] * 3
+
+
+class FakeSession:
+    """A session on a graphics card that is not there, but for the operators ``strays``."""
+
+    asked: ClassVar[dict[str, Any]] = {}
+    providers: ClassVar = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    strays: ClassVar[list[str]] = []
+
+    def __init__(self, path: Path, options: Any, **asked: Any) -> None:
+        recorded = options.get_session_config_entry("session.record_ep_graph_assignment_info")
+        FakeSession.asked = {**asked, "recorded": recorded}
+
+    def get_providers(self) -> list[str]:
+        return self.providers
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        def part(provider: str, operators: list[str]) -> Any:
+            nodes = [SimpleNamespace(op_type=name) for name in operators]
+            return SimpleNamespace(ep_name=provider, get_nodes=lambda: nodes)
+
+        return [part("CUDAExecutionProvider", ["Conv", "Mul"]), part("CPUExecutionProvider", self.strays)]
+
+    def get_inputs(self) -> list[Any]:
+        return []
+
+    get_outputs = get_inputs
+
+
+@pytest.fixture
+def _cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+
+
+@pytest.mark.usefixtures("_cuda")
+def test_cuda_is_asked_for_by_number_and_without_a_way_back(graph: Path) -> None:
+    for name, number in (("cuda", "0"), ("CUDA:1", "1")):
+        model = create("onnxruntime", name).compile(graph, {}, precision="f32", cache_key=None)
+        assert model.device == name.lower()
+        assert FakeSession.asked == {
+            "providers": [("CUDAExecutionProvider", {"device_id": number, "use_tf32": "0"})],
+            "enable_fallback": 0,
+            "recorded": "1",
+        }
+
+
+@pytest.mark.usefixtures("_cuda")
+def test_a_session_that_fell_back_is_refused(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeSession, "providers", ["CPUExecutionProvider"])
+    with pytest.raises(ResourceError, match="fell back to CPUExecutionProvider"):
+        create("onnxruntime", "cuda").compile(graph, {}, precision="f32", cache_key=None)
+
+
+@pytest.mark.usefixtures("_cuda")
+def test_a_unet_that_runs_on_the_cpu_in_part_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_with(component: str, *strays: str) -> None:
+        monkeypatch.setattr(FakeSession, "strays", list(strays))
+        (tmp_path / component).mkdir(exist_ok=True)
+        (tmp_path / component / "model.onnx").touch()
+        create("onnxruntime", "cuda").compile(tmp_path / component, {}, precision="f32", cache_key=None)
+
+    compile_with("unet", "Shape", "Gather", "Concat", "Mul")
+    compile_with("text_encoder", "ArgMax")
+    with pytest.raises(ResourceError, match="puts Conv, Resize of unet on the CPU"):
+        compile_with("unet", "Shape", "Conv", "Resize", "Conv")
+
+
+@pytest.mark.usefixtures("_cuda")
+def test_cudas_own_errors_are_those_of_a_device(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA failure 101: invalid device ordinal")
+
+    monkeypatch.setattr(FakeSession, "__init__", fail)
+    with pytest.raises(ResourceError, match="device: cuda:9: CUDA failure 101"):
+        create("onnxruntime", "cuda:9").compile(graph, {}, precision="f32", cache_key=None)
+
+
+def test_onnxruntime_tells_where_its_operators_run(nestling: Path) -> None:
+    import onnxruntime
+
+    from ovenbird.backends.onnxruntime import OF_SHAPES, _operators
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    path = nestling / "fp16" / "unet" / "model.onnx"
+    found = _operators(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+    assert set(found) == {"CPUExecutionProvider"}
+    assert {"Conv", "MatMul", "Softmax", "Resize"} <= found["CPUExecutionProvider"] - OF_SHAPES
+    assert {"Shape", "Gather"} <= found["CPUExecutionProvider"]
+
+
+def test_a_graph_in_halves_answers_in_float32(backend: Backend, tmp_path: Path) -> None:
+    helper, proto = onnx.helper, onnx.TensorProto
+    ports = [helper.make_tensor_value_info(name, proto.FLOAT16, [1, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "halves", ports[:1], ports[1:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), tmp_path / "model.onnx"
+    )
+    model = backend.compile(tmp_path, {"x": (1, 4)}, precision="f32", cache_key=None)
+    result = model({"x": np.arange(4.0)[None]})["y"]
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, [[0, 2, 4, 6]])
 
 
 def test_openvino_takes_fractions_of_a_timestep_that_is_declared_whole(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ovenbird import compiled
-from ovenbird.backends import Arrays, Port, Shapes, fit
+from ovenbird.backends import Arrays, Port, Shapes, as_float32, fit
 from ovenbird.backends.devices import parse
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import ModelError, RequestError
@@ -143,7 +143,7 @@ class OpenVINOModel:
         """See ``CompiledModel``."""
         cast = {name: fit(inputs[name], port) for name, port in self.inputs.items()}
         results = self._request.infer(list(cast.values()))
-        return {name: np.array(results[index]) for index, name in enumerate(self._outputs)}
+        return {name: as_float32(np.array(results[index])) for index, name in enumerate(self._outputs)}
 
 
 class _Stream(BytesIO):
