@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import click
 
 from ovenbird import __version__
+from ovenbird.commands.cache import cache
 from ovenbird.commands.generate import generate
 from ovenbird.errors import Cancelled, OvenbirdError, ResourceError
 
@@ -69,6 +70,7 @@ def main(debug: bool) -> None:
     warnings.showwarning = _warn
 
 
+main.add_command(cache)
 main.add_command(generate)
 
 

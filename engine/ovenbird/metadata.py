@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import tempfile
@@ -13,10 +12,9 @@ from typing import Any
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ovenbird.disk import FULL
 from ovenbird.errors import RequestError, ResourceError
 from ovenbird.prompts import escape
-
-FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 def parameters(facts: Mapping[str, Any]) -> str:
