@@ -9,12 +9,17 @@ import click
 
 from ovenbird.commands.drawing import draw
 from ovenbird.commands.options import (
+    BETWEEN,
+    HIRES,
     PATH,
     PROMPT,
     RUNNING,
     SAMPLING,
+    SIZE,
     START,
+    TILES,
     check_folder,
+    check_free,
     options,
     pipeline_of,
     request_of,
@@ -30,7 +35,7 @@ WHERE = (
 
 
 @click.command(context_settings={"show_default": True})
-@options(PROMPT, START, WHERE, SAMPLING, RUNNING)
+@options(PROMPT, START, WHERE, SIZE, SAMPLING, BETWEEN, HIRES, TILES, RUNNING)
 def generate(**typed: Any) -> None:
     """Make a picture of a prompt."""
     timings = timings_since_start()
@@ -48,9 +53,7 @@ def outputs(output: Path | None, count: int, overwrite: bool) -> list[Path]:
     if output is None:
         return _free_names(count)
     paths = [output] if count == 1 else [output.with_stem(f"{output.stem}-{k}") for k in range(count)]
-    for path in paths:
-        if (path.exists() or path.is_symlink()) and not overwrite:
-            raise RequestError(f"output: {path} exists", hint="choose another name, or add --overwrite")
+    check_free("output", paths, overwrite)
     return paths
 
 

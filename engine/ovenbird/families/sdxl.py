@@ -26,16 +26,17 @@ def deepest_skip(bundle: Bundle) -> int:
 
 
 def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool) -> Conditioning:
-    """``encoder_hidden_states`` (N, 77 a chunk, D1 + D2), ``text_embeds`` (N, P), ``time_ids`` (N, 6); N is 1 or 2.
+    """``encoder_hidden_states`` (N, 77 a chunk, D1 + D2), ``text_embeds`` (N, P), ``time_ids`` (N, 6); a row a text.
 
     Without a negative prompt its half is all zeros where ``model_index.json`` says so, as the model was trained.
     """
     assert wish.height and wish.width
     zeros = not wish.texts[0] and bool(bundle.index.get("force_zeros_for_empty_prompt"))
     prompts = wish.texts if guide and not zeros else wish.texts[1:]
-    *negative, given = read(bundle, [f"tokenizer{part}" for part in PARTS], prompts, wish)
+    tokens = read(bundle, [f"tokenizer{part}" for part in PARTS], prompts, wish)
     # In diffusers, too, the negative prompt goes through every layer.
-    rows = [*(encoded(encoders, each, 0) for each in negative), encoded(encoders, given, wish.clip_skip)]
+    skips = [0] * (guide and not zeros) + [wish.clip_skip] * len(wish.texts[1:])
+    rows = [encoded(encoders, each, skip) for each, skip in zip(tokens, skips, strict=True)]
     if guide and zeros:
         rows = [_zeros(rows[0]), *rows]
     # Original size, corner of the crop, target size: a picture that was made as it is asked for.
@@ -45,6 +46,14 @@ def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool) ->
         "text_embeds": np.concatenate([summary for _, summary in rows]),
         "time_ids": np.repeat(time_ids, len(rows), axis=0),
     }
+
+
+def at(told: Conditioning, top: int, left: int) -> Conditioning:
+    """What is told about a tile that begins so many pixels down and across: it was cropped there from the whole.
+
+    DemoFusion (Du et al., 2024) does so.
+    """
+    return {**told, "time_ids": told["time_ids"] + np.array([0, 0, top, left, 0, 0], np.float32)}
 
 
 def encoded(encoders: Encoders, tokens: Sequence[Tokens], skip: int) -> Encoded:
