@@ -14,7 +14,8 @@ from ovenbird.commands.options import (
     PATH,
     RUNNING,
     SAMPLING,
-    SIZE,
+    SIDES,
+    SIZES,
     START,
     TILES,
     WORDS,
@@ -50,7 +51,7 @@ WHERE = (
 
 
 @click.command(context_settings={"show_default": True})
-@options(ENDS, WORDS, START, WHERE, SIZE, SAMPLING, HIRES, TILES, RUNNING)
+@options(ENDS, WORDS, START, WHERE, SIDES, SAMPLING, HIRES, TILES, SIZES, RUNNING)
 def frames(**typed: Any) -> None:
     """Make an animation that leads from one prompt, or seed, to another."""
     timings = timings_since_start()

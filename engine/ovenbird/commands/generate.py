@@ -15,7 +15,8 @@ from ovenbird.commands.options import (
     PROMPT,
     RUNNING,
     SAMPLING,
-    SIZE,
+    SIDES,
+    SIZES,
     START,
     TILES,
     check_folder,
@@ -35,7 +36,7 @@ WHERE = (
 
 
 @click.command(context_settings={"show_default": True})
-@options(PROMPT, START, WHERE, SIZE, SAMPLING, BETWEEN, HIRES, TILES, RUNNING)
+@options(PROMPT, START, WHERE, SIDES, SAMPLING, BETWEEN, HIRES, TILES, SIZES, RUNNING)
 def generate(**typed: Any) -> None:
     """Make a picture of a prompt."""
     timings = timings_since_start()

@@ -16,6 +16,7 @@ from ovenbird.errors import RequestError
 from ovenbird.pipeline import Pipeline
 from ovenbird.prompts import SYNTAXES
 from ovenbird.request import (
+    CONDITIONS,
     HIRES_STRENGTH,
     LATENT,
     MAX_HIRES_SCALE,
@@ -102,7 +103,7 @@ HIRES: Sequence[Option] = (
 TILES: Sequence[Option] = (
     click.option("--tile-size", type=int, help="The most pixels a side that the U-Net sees at once.  [default: all]"),
 )
-SIZE: Sequence[Option] = (
+SIDES: Sequence[Option] = (
     click.option("--height", type=int, help="Pixels, a multiple of 8.  [default: the model's, or --init-image's]"),
     click.option("--width", type=int, help="Pixels, a multiple of 8.  [default: the model's, or --init-image's]"),
 )
@@ -123,6 +124,18 @@ SAMPLING: Sequence[Option] = (
     click.option(
         "--beta-schedule", help="How betas grow: linear, scaled_linear, squaredcos_cap_v2.  [default: the model's]"
     ),
+)
+SIZES: Sequence[Option] = tuple(
+    click.option(
+        f"--{name.replace('_', '-')}",
+        nargs=2,
+        type=int,
+        default=default,
+        show_default=False,
+        metavar="TOP LEFT" if "crops" in name else "HEIGHT WIDTH",
+        help=f"What SDXL is told, as in diffusers.  [default: {default or 'the size of the picture'}]",
+    )
+    for name, default in CONDITIONS.items()
 )
 RUNNING: Sequence[Option] = (
     click.option("--model", default=EMBEDDED, help="A name, or the folder of an exported model."),

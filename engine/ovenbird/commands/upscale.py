@@ -15,6 +15,7 @@ from ovenbird.commands.options import (
     PATH,
     RUNNING,
     SAMPLING,
+    SIZES,
     WORDS,
     options,
     pipeline_of,
@@ -38,7 +39,7 @@ GIVEN = (
 
 
 @click.command(context_settings={"show_default": True})
-@options(GIVEN, WORDS, WHERE, SAMPLING, RUNNING)
+@options(GIVEN, WORDS, WHERE, SAMPLING, SIZES, RUNNING)
 def upscale(**typed: Any) -> None:
     """Enlarge PICTURE (PNG, JPEG or WebP) and make its details anew."""
     timings = timings_since_start()
