@@ -213,6 +213,27 @@ def test_every_sampler_starts_late_as_in_diffusers(loop: tuple[Pipeline, Any], n
     agree(*loop, wish)
 
 
+def test_enlarged_latents_are_made_anew_as_in_diffusers(loop: tuple[Pipeline, Any]) -> None:
+    engine, pipeline = loop
+    given: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 6, "guidance_scale": 7.5}
+    wish = Request(**given, seed=3, width=64, height=72, hires_scale=1.5, hires_strength=0.55, scheduler="euler_a")
+    parts = pipeline.components | {
+        "scheduler": diffusers.EulerAncestralDiscreteScheduler.from_config(dict(engine.scheduler(wish).options))
+    }
+
+    def latents(task: Any, **more: Any) -> Any:
+        drawing = task(**parts, requires_safety_checker=False)
+        drawing.set_progress_bar_config(disable=True)
+        more |= {"generator": torch.Generator("cpu").manual_seed(3), "output_type": "latent"}
+        return drawing(**given, **more).images
+
+    small = latents(diffusers.StableDiffusionPipeline, width=64, height=72)
+    enlarged = torch.nn.functional.interpolate(small, size=(13, 12), mode="bilinear", antialias=False)
+    expected = latents(diffusers.StableDiffusionImg2ImgPipeline, image=enlarged, strength=0.55).numpy()
+    *_, found = (event.latents for event in engine.stream(wish) if isinstance(event, Step))
+    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_a_model_for_inpainting_is_shown_what_it_is_shown_in_diffusers(tmp_path: Path, strength: float) -> None:
     source = tmp_path / "source"

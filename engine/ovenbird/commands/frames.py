@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image
 
+from ovenbird import images
 from ovenbird.commands.drawing import draw
 from ovenbird.commands.options import (
     HIRES,
@@ -64,7 +64,7 @@ def frames(**typed: Any) -> None:
     settled = [request.settled(pipeline.bundle.default_size) for request in requests]
     paths[0].parent.mkdir(exist_ok=True)
     draw(pipeline, settled, paths, typed)
-    there = [Image.open(path) for path in paths]
+    there = [images.read("frames", path) for path in paths]
     shown = [*there, *there[-2:0:-1]] if typed["bounce"] else there
     save_animation(shown, output, fps=typed["fps"], loop=typed["loop"], overwrite=typed["overwrite"])
     click.echo(output)
