@@ -73,7 +73,7 @@ class Known(NamedTuple):
 
 
 def keep_known(denoise: Denoise, known: Known, levels: Iterable[float]) -> Denoise:
-    """Estimates from what is known, at a level for each call; only the first sees what the run began with, as in diffusers.
+    """Estimates from what is known, at a level for each call; the first sees what the run began with, as in diffusers.
 
     That is all a solver needs: what it does to one place does not depend on the others.
     """
