@@ -20,7 +20,7 @@ LAYERS = [
     {"commands"},
     {"pipeline"},
     {"autoencoder"},
-    {"canvas", "stages"},
+    {"canvas", "stages", "models"},
     {"families", "schedulers", "vae", "tiles", "safety", "text", "metadata"},
     {"kinds"},
     {"scheduler_config", "plans", "predictions"},
@@ -28,8 +28,9 @@ LAYERS = [
     {"result"},
     {"averages", "denoiser"},
     {"backends", "noise", "bundle", "request"},
-    {"images"},
-    {"errors", "timing", "machine", "cache", "prompts"},
+    {"images", "hub", "compiled"},
+    {"transfer"},
+    {"errors", "timing", "machine", "cache", "prompts", "sizes", "disk", "progress"},
 ]
 
 
@@ -79,6 +80,10 @@ def test_the_converter_uses_only_the_lower_rows(root: Path) -> None:
             "request",
             "result",
             "schedulers",
+            "hub",
+            "transfer",
+            "disk",
+            "progress",
             "__version__",
         }, path
 

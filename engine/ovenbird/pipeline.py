@@ -14,14 +14,15 @@ import numpy as np
 from PIL import Image
 
 from ovenbird import families, machine, schedulers
-from ovenbird.autoencoder import Autoencoder
+from ovenbird.autoencoder import Autoencoder, Decoded
 from ovenbird.backends import Arrays, Backend, Shapes, create
 from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
-from ovenbird.denoiser import Conditioning, Latents, beside, guided, rows
+from ovenbird.denoiser import Conditioning, Corner, Latents, Model, beside, guided, rows, tiled
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
-from ovenbird.noise import TorchNoise
-from ovenbird.request import Request, check_count
+from ovenbird.models import open_model
+from ovenbird.noise import Draw, TorchNoise, varied
+from ovenbird.request import LATENT, Request, check_count
 from ovenbird.result import Developing, Picture, Result, Step
 from ovenbird.safety import Checker, SafetyChecker, notice
 from ovenbird.stages import ONE_BY_ONE, TOGETHER, Stages
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from ovenbird.schedulers import Scheduler
 
 T = TypeVar("T")
-_TOLD_APART = ("seed", "image", "mask_image", "strength")
-_SHOWN_APART = ("seed", "prompt", "negative_prompt")
-"""Fields that make no difference to what the U-Net is told, and to the canvas."""
+_DRAWN_APART = ("seed", "variation_seed", "variation_strength")
+_TOLD_APART = (*_DRAWN_APART, "blend", "image", "mask_image", "strength")
+_SHOWN_APART = (*_DRAWN_APART, "prompt", "negative_prompt", "to_prompt", "blend")
+"""Fields that make no difference to what the U-Net is told of the texts, and to the canvas."""
 AUTOENCODER = ("vae_encoder", "vae_decoder", "tiny_vae_decoder")
 ROUND = 16
 """Pictures of which all are sampled before the first is decoded, where the U-Net must leave to make room."""
@@ -44,14 +46,19 @@ class Sheet(NamedTuple):
 
     number: int
     wish: Request
+    """One of the passes of what was asked for."""
     conditioning: Conditioning
     canvas: Canvas
 
-    @property
-    def noise(self) -> TorchNoise:
-        """From its beginning."""
-        assert self.wish.seed is not None
-        return TorchNoise(self.wish.seed)
+    def start(self, scheduler: Scheduler, count: int, first: int) -> tuple[Start, Draw]:
+        """What its run starts from, and the noise that comes after that."""
+        seed, other, strength = self.wish.seed, self.wish.variation_seed, self.wish.variation_strength
+        assert seed is not None
+        noise: Draw = TorchNoise(seed)
+        if strength:
+            assert other is not None
+            return self.canvas.start(scheduler, count, first, varied(noise, TorchNoise(other), strength)), noise
+        return self.canvas.start(scheduler, count, first, noise), noise
 
     @property
     def kind(self) -> Hashable:
@@ -106,21 +113,26 @@ class Pipeline:
         vae_tile: int | None = None,
         decoder: str = "full",
         safety_checker: bool = True,
+        offline: bool = False,
     ) -> Pipeline:
-        """Find and check a model folder and start a runtime; nothing is compiled yet.
+        """Find and check a model and start a runtime; nothing is compiled yet.
 
-        ``precision`` chooses the variant of the folder (``fp32``, ``fp16``), ``inference_precision`` the arithmetic
-        (``f32``, ``bf16``): None takes what the weights and the processor make best.  ``scheduler_config`` replaces
-        single entries of the folder's own.  Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures
-        are drawn side by side.  Pictures with a side longer than ``vae_tile`` pixels are decoded and encoded in tiles;
-        the ``tiny`` decoder is for folders that have one.  Without ``safety_checker`` that of the folder is not asked.
+        ``model`` is a name, a folder, or ``OWNER/NAME[@REVISION]`` of an exported model on the Hugging Face Hub, which
+        is downloaded; ``offline`` takes what was downloaded before.  ``precision`` chooses the variant of the folder
+        (``fp32``, ``fp16``), ``inference_precision`` the arithmetic (``f32``, ``bf16``): None takes what the weights
+        and the processor make best.  ``scheduler_config`` replaces single entries of the folder's own.
+
+        Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side.  Pictures
+        with a side longer than ``vae_tile`` pixels are decoded and encoded in tiles; the ``tiny`` decoder is for models
+        that have one; without ``safety_checker`` that of the model is not asked.
+
         Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
         with timings.stage("load"):
-            bundle = Bundle.open(model, precision)
-            bundle.verify_once()
             runtime = create(backend, device, threads)
+            bundle = open_model(model, precision, backend, offline=offline)
+            bundle.verify_once()
         return cls(
             bundle,
             runtime,
@@ -198,30 +210,62 @@ class Pipeline:
                 hint="give image and mask_image (--init-image FILE --mask FILE), or take another model",
             )
         families.check(self.bundle, wish)
-        if wish.image is not None and not (self.bundle.path / "vae_encoder").is_dir():
+        encodes = wish.image is not None or wish.hires_upscaler not in (None, LATENT)
+        if encodes and not (self.bundle.path / "vae_encoder").is_dir():
             raise ModelError(f"{self.bundle.path} has no vae_encoder, so it cannot start from an image")
-        scheduler.calls(wish.num_inference_steps, _first(wish, scheduler))
+        for part in wish.passes:
+            scheduler.calls(part.num_inference_steps, _first(part, scheduler))
         scheduler.check_eta(wish.eta)
 
     def _run(self, singles: Iterable[Request], preview_every: int | None) -> Iterator[Step | Picture]:
-        """In rounds: all that the text encoders do for a round, all that the U-Net does, then the decoder."""
+        """In rounds: all that the text encoders do for a round, all that the U-Net does, then the decoder.
+
+        Of pictures that are enlarged the U-Net makes all small ones before the first large one.
+        """
         numbered = enumerate(singles)
         told: dict[Hashable, Conditioning] = {}
         canvases: dict[Hashable, Canvas] = {}
-        while wishes := list(islice(numbered, self.batch_size if self._stages.together else ROUND)):
-            told = _each(wishes, _TOLD_APART, told, self._condition)
-            canvases = _each(wishes, _SHOWN_APART, canvases, self._canvas)
+        while wishes := dict(islice(numbered, self.batch_size if self._stages.together else ROUND)):
+            passes = {number: wish.passes for number, wish in wishes.items()}
+            told = _each(chain.from_iterable(passes.values()), _TOLD_APART, told, self._condition)
+            canvases = _each((small for small, *_ in passes.values()), _SHOWN_APART, canvases, self._canvas)
             sheets = [
-                Sheet(number, wish, told[wish.like(*_TOLD_APART)], canvases[wish.like(*_SHOWN_APART)])
-                for number, wish in wishes
+                Sheet(number, small, _told(told, small), canvases[small.like(*_SHOWN_APART)])
+                for number, (small, *_) in passes.items()
             ]
-            drawn: list[tuple[Sheet, Latents]] = []
-            for batch in self._batches(sheets):
-                latents = yield from self._draw(batch, preview_every)
-                drawn += [(sheet, latents[k : k + 1]) for k, sheet in enumerate(batch)]
-            for sheet, latents in drawn:
+            drawn = yield from self._drawn(sheets, preview_every)
+            again = self._enlarged({number: wish for number, wish in wishes.items() if wish.hires_scale}, drawn)
+            sheets = [Sheet(number, large, _told(told, large), canvas) for number, large, canvas in again]
+            drawn |= yield from self._drawn(sheets, preview_every)
+            for number, (sheet, latents) in drawn.items():
                 self._tally["pictures"] += 1
-                yield self._developed(sheet, latents, self.autoencoder.decoder, "after the last step")
+                yield self._picture(wishes[number], sheet, latents)
+
+    def _drawn(
+        self, sheets: Sequence[Sheet], preview_every: int | None
+    ) -> Generator[Step, None, dict[int, tuple[Sheet, Latents]]]:
+        """By their numbers, with their latents."""
+        drawn: dict[int, tuple[Sheet, Latents]] = {}
+        for batch in self._batches(sheets):
+            latents = yield from self._draw(batch, preview_every)
+            drawn |= {sheet.number: (sheet, latents[k : k + 1]) for k, sheet in enumerate(batch)}
+        return drawn
+
+    def _enlarged(
+        self, wishes: Mapping[int, Request], drawn: Mapping[int, tuple[Sheet, Latents]]
+    ) -> list[tuple[int, Request, Canvas]]:
+        """The second passes and what they start from: all that the decoder does for it, then what the encoder does."""
+        small = [number for number, wish in wishes.items() if wish.hires_upscaler != LATENT]
+        images = {number: Image.fromarray(self._decoded(*drawn[number]).pixels) for number in small}
+        found = []
+        for number, wish in wishes.items():
+            _, large = wish.passes
+            if number in images:
+                canvas = self._canvas(large.starting_from(images[number]))
+            else:
+                canvas = Canvas.enlarged(drawn[number][1], *self._shape(large)[2:])
+            found.append((number, large, canvas))
+        return found
 
     def _condition(self, wish: Request) -> Conditioning:
         return families.condition(self.bundle, self._encoder, wish)
@@ -231,8 +275,8 @@ class Pipeline:
 
     def _batches(self, sheets: Sequence[Sheet]) -> Iterator[list[Sheet]]:
         """Neighbours of one kind, so many that they may be drawn side by side."""
-        for _, alike in groupby(sheets, lambda sheet: sheet.kind):
-            while batch := list(islice(alike, self.batch_size)):
+        for _, alike in groupby(enumerate(sheets), lambda pair: (pair[1].number - pair[0], pair[1].kind)):
+            while batch := [sheet for _, sheet in islice(alike, self.batch_size)]:
                 yield batch
 
     def _draw(self, sheets: Sequence[Sheet], preview_every: int | None) -> Generator[Step, None, Latents]:
@@ -240,17 +284,11 @@ class Pipeline:
         wish = sheets[0].wish
         scheduler, shape, count = self.scheduler(wish), self._shape(wish), wish.num_inference_steps
         first = _first(wish, scheduler)
-        conditioning = families.together([sheet.conditioning for sheet in sheets])
-        sample = (rows(conditioning), self._unet_channels, *shape[2:])
-        unet = self._component("unet", {"sample": sample, **_shapes(conditioning)})
-        noises = [sheet.noise for sheet in sheets]
-        latents, known, more = Start.together(
-            [sheet.canvas.start(scheduler, count, first, noise) for sheet, noise in zip(sheets, noises, strict=True)]
-        )
-        model = guided(unet, conditioning, wish.guidance_scale)
-        shown = model if more is None else beside(model, more)
+        model = self._model(wish, families.together([sheet.conditioning for sheet in sheets]))
+        starts, noises = zip(*[sheet.start(scheduler, count, first) for sheet in sheets], strict=True)
+        latents, known, more = Start.together(starts)
         steps = scheduler.steps(
-            shown,
+            model if more is None else beside(model, more),
             latents,
             count,
             noise=lambda: np.concatenate([noise(shape) for noise in noises]),
@@ -267,20 +305,47 @@ class Pipeline:
             self._check_stopped()
         return latents
 
+    def _model(self, wish: Request, conditioning: Conditioning) -> Model:
+        """The U-Net with guidance, for whole pictures, whether it sees them at once or by tiles."""
+        factor, (*_, height, width) = self.bundle.vae_scale_factor, self._shape(wish)
+        most = (wish.tile_size or max(height, width) * factor) // factor
+        tile = (min(height, most), min(width, most))
+        unet = self._component(
+            "unet", {"sample": (rows(conditioning), self._unet_channels, *tile), **_shapes(conditioning)}
+        )
+
+        def at(corner: Corner) -> Model:
+            top, left = (cells * factor for cells in corner)
+            told = families.FAMILIES[self.bundle.family].at(conditioning, top, left)
+            return guided(unet, told, wish.guidance_scale)
+
+        return tiled(at, height, width, tile)
+
     def _previews(self, sheets: Sequence[Sheet], clean: Latents, step: int) -> tuple[Image.Image, ...]:
         self._tally["previews"] += len(sheets)
-        pictures = (
-            self._developed(sheet, clean[k : k + 1], self.autoencoder.quickest, f"after step {step}")
-            for k, sheet in enumerate(sheets)
-        )
-        return tuple(picture.image for picture in pictures)
+        seen = [self._decoded(sheet, clean[k : k + 1], step) for k, sheet in enumerate(sheets)]
+        return tuple(self._checked(made)[0] for made in seen)
 
-    def _developed(self, sheet: Sheet, latents: Latents, decoder: str, when: str) -> Picture:
+    def _picture(self, wish: Request, sheet: Sheet, latents: Latents) -> Picture:
+        made = self._decoded(sheet, latents)
+        image, flagged = self._checked(made)
+        state = self.safety_checker.state
+        developing = Developing(self.autoencoder.decoder, made.tile, made.precision, made.retried, state)
+        return Picture(sheet.number, wish, image, flagged, developing)
+
+    def _decoded(self, sheet: Sheet, latents: Latents, step: int | None = None) -> Decoded:
+        """By the chosen decoder, or for a glance after a ``step`` by the quickest."""
+        decoder, when = self.autoencoder.decoder, "after the last step"
+        if step is not None:
+            decoder, when = self.autoencoder.quickest, f"after step {step}"
         made = self.autoencoder.decode(latents, decoder, f"{when} of {self.scheduler(sheet.wish).label}")
-        image = Image.fromarray(sheet.canvas.finish(made.pixels))
+        return made._replace(pixels=sheet.canvas.finish(made.pixels))
+
+    def _checked(self, made: Decoded) -> tuple[Image.Image, bool | None]:
+        """What may be shown, and whether the safety checker flagged what was made."""
+        image = Image.fromarray(made.pixels)
         flagged = self.safety_checker(image)
-        developing = Developing(decoder, made.tile, made.precision, made.retried, self.safety_checker.state)
-        return Picture(sheet.number, sheet.wish, notice(image.size) if flagged else image, flagged, developing)
+        return notice(image.size) if flagged else image, flagged
 
     def _shape(self, wish: Request) -> tuple[int, int, int, int]:
         """Of one picture's latents."""
@@ -336,6 +401,7 @@ class Pipeline:
             runtime=self.backend.name,
             runtime_version=self.backend.version,
             device=self.backend.device,
+            devices={name: each.device for name, each in ran.items()},
             precision={name: each.precision for name, each in ran.items()},
             weights=self.bundle.precision,
             threads=self.backend.threads,
@@ -350,18 +416,22 @@ class Pipeline:
 
 
 def _each(
-    wishes: Iterable[tuple[int, Request]],
+    wishes: Iterable[Request],
     apart: Sequence[str],
     known: Mapping[Hashable, T],
     make: Callable[[Request], T],
 ) -> dict[Hashable, T]:
     """What is made of each of these wishes, once for all that are alike, and not again if it is known."""
     found: dict[Hashable, T] = {}
-    for _, wish in wishes:
+    for wish in wishes:
         key = wish.like(*apart)
         if key not in found:
             found[key] = known[key] if key in known else make(wish)
     return found
+
+
+def _told(told: Mapping[Hashable, Conditioning], wish: Request) -> Conditioning:
+    return families.blended(told[wish.like(*_TOLD_APART)], wish.blend)
 
 
 def _shapes(conditioning: Conditioning) -> dict[str, tuple[int, ...]]:

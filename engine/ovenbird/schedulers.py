@@ -241,12 +241,12 @@ class Scheduler:
             )
         solver = self._kind.solver(Run(self.options, self.trained, plan, eta))
         if known is not None:
-            solver = over(partial(keep_known, known=known), solver)
+            solver = over(partial(keep_known, known=known, levels=plan.known), solver)
         walk = self._walk(solver, plan, model, np.asarray(latents, np.float32), noise or _no_noise)
         return walk if known is None else self._keeping(walk, plan, known)
 
     def _keeping(self, walk: Iterator[Call], plan: Plan, known: Known) -> Iterator[Call]:
-        for call, sigma in zip(walk, [*plan.sigmas[1:], 0.0], strict=True):
+        for call, sigma in zip(walk, [*plan.known[1:], 0.0], strict=True):
             latents = known.into(call.latents, sigma, self._frame.kept(sigma))
             yield Call(latents.astype(np.float32), known.into(call.clean, 0.0).astype(np.float32))
 

@@ -7,7 +7,7 @@ there, as far as the tiles contradict one another, what is fine from the tiles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ovenbird.backends import Arrays
+from ovenbird.denoiser import spread
 
 Field = NDArray[np.float32]  # (N, C, H, W)
 Component = Callable[[Arrays], Arrays]
 
-OVERLAP = 1 / 4  # of a tile, at least; as in diffusers
 COARSE = 8  # blocks along a tile's side, the finest of what the small picture decides
 
 
@@ -36,21 +36,14 @@ def tiled(component: Component, tile: tuple[int, ...], unit: int = 1) -> Compone
         [(name, whole)] = inputs.items()
         small = component({name: _resized(whole, height, width, Image.Resampling.BOX)})
         blends = {port: _Blend(seen, whole.shape[2] / height, whole.shape[3] / width) for port, seen in small.items()}
-        starts = (_starts(full, part, unit) for full, part in zip(whole.shape[2:], tile[2:], strict=True))
-        for top, left in product(*starts):
+        places = (spread(full // unit, part // unit) for full, part in zip(whole.shape[2:], tile[2:], strict=True))
+        for top, left in ((down * unit, along * unit) for down, along in product(*places)):
             part = {name: whole[:, :, top : top + height, left : left + width]}
             for port, made in component(part).items():
                 blends[port].add(made, top * made.shape[2] // height, left * made.shape[3] // width)
         return {port: blend.with_colours_of(small[port]) for port, blend in blends.items()}
 
     return run
-
-
-def _starts(full: int, part: int, unit: int) -> Iterator[int]:
-    """As few as cover it, evenly spread: the last tile ends where the field does."""
-    step = part * (1 - OVERLAP)
-    last = int(np.ceil((full - part) / step))
-    return (round((full - part) * k / max(last, 1) / unit) * unit for k in range(last + 1))
 
 
 class _Blend:

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from ovenbird import __version__, images
-from ovenbird.commands.options import Typed
+from ovenbird.commands.options import Typed, check_free
 from ovenbird.errors import Cancelled
 from ovenbird.metadata import save_png
 from ovenbird.pipeline import Pipeline
@@ -32,11 +32,13 @@ def draw(pipeline: Pipeline, requests: Sequence[Request], paths: Sequence[Path],
     A first Ctrl-C or SIGTERM ends the run at its next step, with ``Cancelled``; a second one at once.
     """
     quiet = typed["quiet"]
+    if typed["preview_every"]:
+        check_free("output", [preview_of(path) for path in paths], typed["overwrite"])
     if not quiet:
         _announce(pipeline, requests)
     with _stopping(pipeline.cancel):
         events = pipeline.stream(requests, preview_every=typed["preview_every"])
-        for picture in _with_progress(_with_previews(events, paths, pipeline.timings, typed["overwrite"]), quiet):
+        for picture in _with_progress(_with_previews(events, paths, pipeline.timings), quiet):
             path = paths[picture.picture]
             with pipeline.timings.stage("save"):
                 save_png(picture.image, path, facts(pipeline, picture), overwrite=typed["overwrite"])
@@ -74,7 +76,7 @@ def preview_of(path: Path) -> Path:
 
 
 def _with_previews(
-    events: Iterator[Step | Picture], paths: Sequence[Path], timings: Timings, overwrite: bool
+    events: Iterator[Step | Picture], paths: Sequence[Path], timings: Timings
 ) -> Iterator[Step | Picture]:
     """Write the latest preview of each picture, pass everything on, and take it away when the picture is saved."""
     written: set[Path] = set()
@@ -83,7 +85,7 @@ def _with_previews(
             for number, image in zip(event.pictures, event.previews, strict=False):
                 path = preview_of(paths[number])
                 with timings.stage("save"):
-                    save_png(image, path, None, overwrite=overwrite or path in written)
+                    save_png(image, path, None, overwrite=True)
                 written.add(path)
         yield event
         if isinstance(event, Picture) and (path := preview_of(paths[event.picture])) in written:

@@ -9,13 +9,18 @@ import click
 
 from ovenbird.commands.drawing import draw, preview_of
 from ovenbird.commands.options import (
+    BETWEEN,
+    HIRES,
     PATH,
     PROMPT,
     RUNNING,
     SAMPLING,
+    SIDES,
     SIZES,
     START,
+    TILES,
     check_folder,
+    check_free,
     options,
     pipeline_of,
     request_of,
@@ -31,43 +36,33 @@ WHERE = (
 
 
 @click.command(context_settings={"show_default": True})
-@options(PROMPT, START, WHERE, SAMPLING, SIZES, RUNNING)
+@options(PROMPT, START, WHERE, SIDES, SAMPLING, BETWEEN, HIRES, TILES, SIZES, RUNNING)
 def generate(**typed: Any) -> None:
     """Make a picture of a prompt."""
     timings = timings_since_start()
     request = request_of(typed)
-    count, previews = len(typed["prompt"]) * typed["num_images"], typed["preview_every"] is not None
-    paths = outputs(typed["output"], count, typed["overwrite"], previews)
+    paths = outputs(typed["output"], len(typed["prompt"]) * typed["num_images"], typed["overwrite"])
     pipeline = pipeline_of(typed, timings)
     draw(pipeline, [request.settled(pipeline.bundle.default_size)], paths, typed)
 
 
-def outputs(output: Path | None, count: int, overwrite: bool, previews: bool = False) -> list[Path]:
-    """Where the pictures go: ``name.png``, or ``name-0.png``, ``name-1.png`` ... for several.
-
-    With ``previews`` there is room for these, too.
-    """
+def outputs(output: Path | None, count: int, overwrite: bool) -> list[Path]:
+    """Where the pictures go: ``name.png``, or ``name-0.png``, ``name-1.png`` ... for several."""
     check_folder("output", output)
     if output is not None and output.suffix.lower() != ".png":
         raise RequestError(f"output: {output} does not end in .png", hint=f"use {output.with_suffix('.png')}")
     if output is None:
-        return _free_names(count, previews)
+        return _free_names(count)
     paths = [output] if count == 1 else [output.with_stem(f"{output.stem}-{k}") for k in range(count)]
-    for path in [*paths, *(preview_of(path) for path in paths if previews)]:
-        if _taken(path) and not overwrite:
-            raise RequestError(f"output: {path} exists", hint="choose another name, or add --overwrite")
+    check_free("output", paths, overwrite)
     return paths
 
 
-def _taken(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
-
-
-def _free_names(count: int, previews: bool) -> list[Path]:
+def _free_names(count: int) -> list[Path]:
     base, number, free = Path(DEFAULT_OUTPUT), 0, list[Path]()
     while len(free) < count:
         path = base if number == 0 else base.with_stem(f"{base.stem}-{number}")
-        if not (_taken(path) or (previews and _taken(preview_of(path)))):
+        if not any(there.exists() or there.is_symlink() for there in (path, preview_of(path))):
             free.append(path)
         number += 1
     return free
