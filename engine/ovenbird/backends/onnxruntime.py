@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.backends import Arrays, Port, Shapes, fit
+from ovenbird.backends import Arrays, Port, Rows, Shapes, fit, one_table
 from ovenbird.errors import MissingExtraError, ModelError, RequestError, ResourceError
 from ovenbird.machine import usable_cores
 
@@ -49,7 +49,9 @@ class OnnxRuntime:
         """Always ``f32``: half-precision weights are widened when the graph is read."""
         return "f32"
 
-    def compile(self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None) -> OnnxRuntimeModel:
+    def compile(
+        self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None, rows: Rows | None = None
+    ) -> OnnxRuntimeModel:
         """See ``Backend.compile``; shapes are left free, which costs this runtime nothing."""
         if precision != "f32":
             raise RequestError(f"precision: onnxruntime runs f32 here, not {precision}")
@@ -61,8 +63,13 @@ class OnnxRuntime:
         options.log_severity_level = 3
         # Without this, weights in eight bits would make it round what they are multiplied with as well.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        graph: Path | bytes = path
+        if rows is not None:
+            graph = _extended(path, rows)
+            # Where weights beside the graph are, for one that comes from no file.
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
-            session = ort.InferenceSession(path, options, providers=[PROVIDERS[self.device]])
+            session = ort.InferenceSession(graph, options, providers=[PROVIDERS[self.device]])
         except Exception as error:  # its exceptions share no base of their own
             raise ModelError(f"{path}: ONNX Runtime cannot use it: {error}") from error
         if session.get_providers()[0] != PROVIDERS[self.device]:
@@ -90,3 +97,36 @@ class OnnxRuntimeModel:
 def _port(port: Any) -> Port:
     shape = tuple(size if isinstance(size, int) else None for size in port.shape)
     return Port(shape, np.dtype(DTYPES[port.type]))
+
+
+def _extended(path: Path, rows: Rows) -> bytes:
+    """The graph with a longer table of tokens."""
+    try:
+        import onnx
+        from onnx import helper, numpy_helper
+    except ImportError as error:
+        raise MissingExtraError("onnx", "onnx") from error
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # of protobuf, which has errors of its own
+        raise ModelError(f"{path} is not an ONNX graph: {error}") from error
+    graph = model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    tables = []
+    for node in graph.node:
+        if node.op_type != "Gather":
+            continue
+        # Who reads the table as it is stored: the lookup itself, or what widens it before.
+        maker = makers.get(node.input[0])
+        reader = maker if maker is not None and maker.op_type == "Cast" else node
+        tensor = stored.get(reader.input[0])
+        if tensor is not None and tuple(tensor.dims) == rows.table:
+            tables.append((reader, tensor))
+    reader, tensor = one_table(path, rows, tables)
+    more = rows.stored(path, helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    graph.initializer.append(numpy_helper.from_array(more, "ovenbird.rows"))
+    graph.node.insert(0, helper.make_node("Concat", [tensor.name, "ovenbird.rows"], ["ovenbird.table"], axis=0))
+    reader.input[0] = "ovenbird.table"
+    extended: bytes = model.SerializeToString()
+    return extended

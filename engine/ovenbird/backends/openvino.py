@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino import opset13 as ops
 
 from ovenbird import cache
-from ovenbird.backends import Arrays, Port, Shapes, fit
+from ovenbird.backends import Arrays, Port, Rows, Shapes, fit, one_table
 from ovenbird.errors import ModelError, RequestError
 from ovenbird.machine import usable_cores
 
@@ -45,10 +46,12 @@ class OpenVINO:
         capabilities = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return "bf16" if "BF16" in capabilities else "f32"
 
-    def compile(self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None) -> OpenVINOModel:
+    def compile(
+        self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None, rows: Rows | None = None
+    ) -> OpenVINOModel:
         """See ``Backend.compile``.  A folder with only ``model.onnx`` is read too."""
         properties = self._properties(precision)
-        key = cache_key and self._key(cache_key, folder.name, shapes, properties)
+        key = cache_key and self._key(cache_key, folder.name, shapes, properties, rows)
         entry = cache.read(key) if key else None
         if entry is not None:
             names, _, blob = entry.partition(b"\n")
@@ -56,7 +59,7 @@ class OpenVINO:
             compiled = self._import(blob, properties)
             if compiled is not None:
                 return OpenVINOModel(compiled, inputs, outputs, "hit")
-        model = self._read(folder, shapes)
+        model = self._read(folder, shapes, rows)
         # Taken before compiling, which may give a port the name of a tensor inside.
         inputs, outputs = _names(model.inputs), _names(model.outputs)
         compiled = self._compile(model, properties, folder)
@@ -76,7 +79,7 @@ class OpenVINO:
             properties["INFERENCE_NUM_THREADS"] = self._threads
         return properties
 
-    def _key(self, model: str, component: str, shapes: Shapes, properties: Mapping[str, Any]) -> str:
+    def _key(self, model: str, component: str, shapes: Shapes, properties: Mapping[str, Any], rows: Rows | None) -> str:
         device = self.core.get_property(self.device.upper(), "FULL_DEVICE_NAME") if self.device != "auto" else "auto"
         facts = [
             model,
@@ -87,6 +90,7 @@ class OpenVINO:
             self.device,
             device,
             _isa_limit(),
+            rows and rows.digest,
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest() + ".blob"
 
@@ -96,11 +100,13 @@ class OpenVINO:
         except RuntimeError:  # another build's blob; compiling anew is always right
             return None
 
-    def _read(self, folder: Path, shapes: Shapes) -> ov.Model:
+    def _read(self, folder: Path, shapes: Shapes, rows: Rows | None) -> ov.Model:
         path = _graph_file(folder)
         with _as_model_error(path):
             model = self.core.read_model(path)
             _take_fractions(model)
+            if rows is not None:
+                _append(model, rows, path)
             model.reshape({port: _static(port, shapes) for port in model.inputs})
         return model
 
@@ -152,6 +158,26 @@ def _take_fractions(model: ov.Model) -> None:
         if "timestep" in parameter.output(0).names:
             parameter.set_element_type(ov.Type.f32)
     model.validate_nodes_and_infer_types()
+
+
+def _append(model: ov.Model, rows: Rows, path: Path) -> None:
+    """Make its table of tokens longer."""
+    wanted = ov.PartialShape(list(rows.table))
+    lookups = [node.input(0) for node in model.get_ops() if node.get_type_name() == "Gather"]
+    tables = [port for port in lookups if port.get_partial_shape() == wanted]
+    port = one_table(path, rows, tables)
+    # Before it is widened, so that it stays as small as it was stored; not before eight bits become numbers.
+    stored = port
+    while _source(stored).get_type_name() == "Convert":
+        stored = _source(stored).input(0)
+    if _source(stored).get_type_name() == "Constant" and stored.get_element_type().is_real():
+        port = stored
+    more = ops.constant(rows.stored(path, port.get_element_type().to_dtype()))
+    port.replace_source_output(ops.concat([port.get_source_output(), more], 0).output(0))
+
+
+def _source(port: Any) -> Any:
+    return port.get_source_output().get_node()
 
 
 def _static(port: Any, shapes: Shapes) -> list[int]:
