@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from ovenbird import Pipeline, Request
-from ovenbird.cli import DEFAULT_STEPS
+from ovenbird.commands.options import DEFAULT_STEPS
 
 SHEET = Path(__file__).resolve().parents[1] / "docs" / "nestling.png"
 PROMPTS = (

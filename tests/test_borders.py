@@ -17,15 +17,17 @@ FORBIDDEN = {"torch", "transformers", "diffusers", "optimum", "pickle", "onnx", 
 # A module may import from rows below its own, or its own.
 LAYERS = [
     {"cli"},
+    {"commands"},
     {"pipeline"},
-    {"canvas"},
-    {"families", "denoiser", "schedulers", "vae", "text", "metadata"},
+    {"canvas", "stages"},
+    {"families", "schedulers", "vae", "text", "embeddings", "metadata"},
     {"kinds"},
     {"scheduler_config", "plans", "predictions"},
     {"solvers"},
-    {"averages"},
+    {"result"},
+    {"averages", "denoiser"},
     {"backends", "noise", "bundle", "request"},
-    {"images"},
+    {"images", "tensors"},
     {"errors", "timing", "machine", "cache", "prompts"},
 ]
 
@@ -46,7 +48,9 @@ def engine_files(root: Path) -> list[Path]:
 
 def test_the_engine_never_names_what_belongs_to_the_export(root: Path) -> None:
     for path in engine_files(root):
-        assert not {name.split(".")[0] for name in imports(path)} & FORBIDDEN, path
+        # ONNX Runtime has no way to change a graph; what adds rows to one says so where it is missing.
+        allowed = {"onnx"} if path.name == "onnxruntime.py" else set()
+        assert not {name.split(".")[0] for name in imports(path)} & FORBIDDEN - allowed, path
 
 
 def layer(name: str) -> int:
@@ -60,19 +64,24 @@ def test_imports_point_one_way(root: Path) -> None:
             continue
         for name in imports(path):
             parts = name.split(".")
-            if (parts[0] == "ovenbird" and len(parts) > 1 and not hasattr(ovenbird, parts[1])) or parts[:2] == [
-                "ovenbird",
-                "backends",
-            ]:
+            if parts[0] == "ovenbird" and len(parts) > 1 and parts[1] not in ovenbird.__all__:
                 assert layer(parts[1]) >= layer(own), f"{path.name} imports {name}"
 
 
 def test_the_converter_uses_only_the_lower_rows(root: Path) -> None:
     for path in (root / "export").rglob("*.py"):
         used = {name.split(".")[1] for name in imports(path) if name.startswith("ovenbird.")}
-        assert used <= {"bundle", "cache", "errors", "backends", "pipeline", "request", "schedulers", "__version__"}, (
-            path
-        )
+        assert used <= {
+            "bundle",
+            "cache",
+            "errors",
+            "backends",
+            "pipeline",
+            "request",
+            "result",
+            "schedulers",
+            "__version__",
+        }, path
 
 
 def test_all_is_what_is_public() -> None:

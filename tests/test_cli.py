@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ BAD = [
     (["--height", "500"], "height: 500", "use 496 or 504"),
     (["--num-inference-steps", "0"], "num_inference_steps: 0", "the nearest is 1"),
     (["--guidance-scale", "nan"], "guidance_scale: nan", ""),
-    (["--clip-skip", "12"], "clip_skip: 12", "the nearest is 11"),
+    (["--clip-skip", "23"], "clip_skip: 23", "the nearest is 22"),
     (["--seed", "-1"], "seed: -1", "the nearest is 0"),
     (["--num-images", "0"], "num_images_per_prompt: 0", "the nearest is 1"),
     (["--scheduler", "dpmpp 2m"], "scheduler", "dpmpp_2m"),
@@ -128,19 +129,72 @@ def test_a_picture_from_a_picture_says_so(run: Any, tmp_path: Path) -> None:
     assert facts["image"].startswith("sha256:") and facts["mask_image"] not in (None, facts["image"])
 
 
-def test_ctrl_c_keeps_finished_pictures(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pipeline.Pipeline._run
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.0, 0.9])
+def test_e9_a_signal_stops_at_the_next_step_and_keeps_finished_pictures(
+    tmp_path: Path, number: int, seconds: float
+) -> None:
+    started = start_in(tmp_path, "--num-inference-steps", "12", "--num-images", "900", "--quiet")
+    assert started.stdout and started.stdout.readline() == "output.png\n"
+    time.sleep(seconds)
+    began = time.monotonic()
+    started.send_signal(number)
+    printed, said = started.communicate(timeout=60)
+    assert time.monotonic() - began < 10  # much of it is the end of the interpreter on a busy machine
+    assert started.returncode == 130
+    assert "stopping at the next step" in said and "error: the run was stopped" in said and "Traceback" not in said
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == sorted(["output.png", *printed.split()])
+    for name in found:
+        Image.open(tmp_path / name).load()
 
-    def interrupted(self: Any, *args: Any) -> Any:
-        for event in whole(self, *args):
-            if event.picture == 1:
-                raise KeyboardInterrupt
-            yield event
 
-    monkeypatch.setattr(pipeline.Pipeline, "_run", interrupted)
-    result = run("--num-images", "3", *QUICK)
-    assert result.exit_code == 130
-    assert [path.name for path in tmp_path.iterdir()] == ["output.png"]
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent there")
+def test_e9_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    started = start_in(tmp_path, "--quiet", held=True)
+    assert started.stderr and started.stderr.readline() == "held\n"
+    started.send_signal(signal.SIGINT)
+    assert started.stderr.readline() == "\n"
+    assert "once more stops at once" in started.stderr.readline()
+    assert started.poll() is None
+    started.send_signal(signal.SIGINT)
+    assert started.wait(20) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+HELD = """
+import ctypes, sys
+from ovenbird.backends.openvino import OpenVINO
+def held(*_, **__):
+    print("held", file=sys.stderr, flush=True)
+    ctypes.CDLL(None).sleep(60)  # as a runtime's call: Python's own handlers wait
+OpenVINO.compile = held
+"""
+
+
+def start_in(folder: Path, *words: str, held: bool = False) -> subprocess.Popen[str]:
+    code = f"{HELD if held else ''}\nfrom ovenbird.cli import demo; demo()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "--prompt", "a red house", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_several_prompts_are_several_pictures_with_seeds_that_count_on(run: Any, tmp_path: Path) -> None:
+    result = run("--prompt", "a boat", "--num-images", "2", "--seed", "7", "--batch-size", "4", *QUICK)
+    assert result.exit_code == 0, result.output
+    names = ["output.png", "output-1.png", "output-2.png", "output-3.png"]
+    assert result.stdout == "".join(f"{name}  seed {seed}\n" for seed, name in enumerate(names, 7))
+    words = []
+    for name in names:
+        with Image.open(tmp_path / name) as image:
+            image.load()
+            words.append(json.loads(image.text["ovenbird"])["prompt"])  # type: ignore[attr-defined]
+    assert words == ["a red house"] * 2 + ["a boat"] * 2
 
 
 def test_r6_a_prompt_is_never_a_path(run: Any, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_m11_words_that_meet_are_refused(sd: Bundle, tmp_path: Path) -> None:
     one, two = (save(tmp_path / f"{n}.safetensors", emb_params=vectors(n, 4)) for n in (1, 2))
     for words in (("<x>", "<x>"), ("<x>", "<x>_1"), ("<x>_1", "<x>")):
         for files in ((one, one), (two, one), (one, two)):
-            with pytest.raises(RequestError, match="'<x>(_1)?' is known already"):
+            with pytest.raises(RequestError, match=r"'<x>(_1)?' is known already"):
                 read_embeddings(sd, [f"{file}:{word}" for file, word in zip(files, words, strict=True)])
 
 

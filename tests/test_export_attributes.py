@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from ovenbird import Bundle, ModelError, NumericError, Pipeline, Request, RequestError
 from ovenbird.backends import BACKENDS, create
-from ovenbird.cli import DEFAULT_STEPS
+from ovenbird.commands.options import DEFAULT_STEPS
 from ovenbird_export import attributes
 from ovenbird_export.attributes import Caption, Exam, Reader
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovenbird import NumericError, Picture, Pipeline, Request, RequestError, Step
+from ovenbird import Cancelled, NumericError, Picture, Pipeline, Request, RequestError, Step
 from ovenbird.families import condition
 
 QUICK: dict[str, Any] = {"prompt": "a red house in the snow", "num_inference_steps": 3, "seed": 5}
+PHOTO = Image.linear_gradient("L").resize((128, 128)).convert("RGB")
+MASK = Image.new("L", (128, 128))
+MASK.paste(255, (0, 0, 128, 64))
 
 
 @pytest.fixture(scope="module")
@@ -30,33 +33,115 @@ def test_the_same_seed_gives_the_same_bytes_whatever_ran_between(pipeline: Pipel
     assert first.tobytes() == again.tobytes()
 
 
-def test_n5_a_picture_alone_equals_the_one_of_a_batch(pipeline: Pipeline) -> None:
-    batch = pipeline.generate(Request(**QUICK, num_images_per_prompt=2))
-    alone = pipeline.generate(Request(**QUICK | {"seed": 6}))
-    assert batch.seeds == [5, 6]
-    assert batch.images[1].tobytes() == alone.images[0].tobytes()
+@pytest.mark.parametrize(
+    "change", [{}, {"scheduler": "euler_a"}, {"scheduler": "heun", "guidance_scale": 1.0}], ids=str
+)
+def test_n5_a_picture_alone_equals_the_one_of_a_batch(pipeline: Pipeline, change: dict[str, Any]) -> None:
+    wish = QUICK | change | {"prompt": ["a red house in the snow", "a boat", "a tent"], "num_images_per_prompt": 2}
+    one_by_one = pipeline.generate(Request(**wish))
+    aside = Pipeline(pipeline.bundle, pipeline.backend, inference_precision="f32", batch_size=4)
+    batches = aside.generate(Request(**wish))
+    assert one_by_one.seeds == batches.seeds == [5, 6, 7, 8, 9, 10]
+    assert [picture.request.prompt for picture in batches.pictures] == [p for p in wish["prompt"] for _ in range(2)]
+    assert batches.timings.unet_calls < one_by_one.timings.unet_calls / 2
+    for ours, theirs in zip(batches.images, one_by_one.images, strict=True):
+        assert np.abs(pixels(ours) - pixels(theirs)).max() <= 1
+    alone = pipeline.generate(batches.pictures[3].request)
+    assert alone.images[0].tobytes() == one_by_one.images[3].tobytes()
+
+
+def test_n5_latents_of_a_batch_are_those_of_its_pictures(pipeline: Pipeline) -> None:
+    wish = Request(**QUICK, num_images_per_prompt=3, image=PHOTO, mask_image=MASK, scheduler="ddpm")
+    aside = Pipeline(pipeline.bundle, pipeline.backend, inference_precision="f32", batch_size=3)
+    *_, together = (event.latents for event in aside.stream(wish) if isinstance(event, Step))
+    for k, single in enumerate(wish.settled(128).singles()):
+        *_, alone = (event.latents for event in pipeline.stream(single) if isinstance(event, Step))
+        assert np.abs(together[k] - alone[0]).max() < 1e-3
+
+
+def test_only_pictures_of_a_kind_are_drawn_side_by_side(pipeline: Pipeline) -> None:
+    aside = Pipeline(pipeline.bundle, pipeline.backend, inference_precision="f32", batch_size=8)
+    wishes = [Request(**QUICK), Request(**QUICK), Request(**QUICK, width=64), Request(**QUICK | {"scheduler": "ddim"})]
+    events = list(aside.stream([*wishes, Request(**QUICK | {"scheduler": "ddim", "prompt": "a boat"})]))
+    batches = {event.pictures for event in events if isinstance(event, Step)}
+    assert batches == {range(2), range(2, 3), range(3, 5)}
+    assert [event.picture for event in events if isinstance(event, Picture)] == [0, 1, 2, 3, 4]
 
 
 def test_the_stream_tells_every_step_and_every_picture(pipeline: Pipeline) -> None:
     events = list(pipeline.stream(Request(**QUICK, num_images_per_prompt=2)))
-    shape = [(type(event), event.picture) for event in events]
+    shape = [(type(event), event.pictures[0] if isinstance(event, Step) else event.picture) for event in events]
     assert shape == [(Step, 0)] * 3 + [(Picture, 0)] + [(Step, 1)] * 3 + [(Picture, 1)]
     assert [event.index for event in events if isinstance(event, Step)] == [1, 2, 3] * 2
     assert all(event.latents.shape == (1, 4, 16, 16) for event in events if isinstance(event, Step))
 
 
-def test_text_encoders_can_be_let_go_before_the_unet_comes(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_and_a_picture_are_encoded_once_for_all_that_share_them(pipeline: Pipeline) -> None:
+    fresh = Pipeline(pipeline.bundle, pipeline.backend, inference_precision="f32")
+    wish = Request(
+        **QUICK | {"prompt": ["a boat", "a tent"], "guidance_scale": 1.0}, image=PHOTO, num_images_per_prompt=3
+    )
+    fresh.generate(wish)
+    seconds = fresh.timings.seconds
+    assert len(seconds["text_encoder"]) == 2 and len(seconds["vae_encoder"]) == 1 and len(seconds["vae_decoder"]) == 6
+
+
+def test_one_stage_at_a_time(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     sparing = Pipeline(pipeline.bundle, pipeline.backend, inference_precision="f32", keep=False)
     compiled, there = sparing.backend.compile, []
 
     def spy(folder: Path, shapes: Any, **options: Any) -> Any:
-        there.append((folder.name, [name for name, _ in sparing._compiled]))
+        there.append((folder.name, [name for name, _ in sparing._stages._compiled]))
         return compiled(folder, shapes, **options)
 
     monkeypatch.setattr(sparing.backend, "compile", spy)
-    image = sparing.generate(Request(**QUICK)).images[0]
-    assert there[:2] == [("text_encoder", []), ("unet", [])]
-    assert image.tobytes() == pipeline.generate(Request(**QUICK)).images[0].tobytes()
+    monkeypatch.setattr("ovenbird.pipeline.ROUND", 2)
+    images = sparing.generate(Request(**QUICK, num_images_per_prompt=3)).images
+    stages = ["text_encoder", "unet", "vae_decoder"]
+    assert there == [(name, []) for name in [*stages, "unet", "vae_decoder"]]
+    kept = pipeline.generate(Request(**QUICK, num_images_per_prompt=3)).images
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in kept]
+
+
+def test_s11_pictures_of_many_sizes_do_not_pile_up(pipeline: Pipeline) -> None:
+    fresh = Pipeline(pipeline.bundle, pipeline.backend, inference_precision="f32")
+    fresh.generate([Request(**QUICK, width=64 + 8 * k, height=64) for k in range(6)])
+    names = [name for name, _ in fresh._stages._compiled]
+    assert (names.count("unet"), names.count("vae_decoder"), names.count("text_encoder")) == (3, 3, 1)
+
+
+def test_e9_a_callback_ends_the_run_at_the_next_step_and_finished_pictures_are_kept(pipeline: Pipeline) -> None:
+    seen: list[Step | Picture] = []
+
+    def callback(event: Step | Picture) -> bool:
+        seen.append(event)
+        return not (isinstance(event, Step) and event.pictures[0] == 1 and event.index == 2)
+
+    with pytest.raises(Cancelled) as caught:
+        pipeline.generate(Request(**QUICK, num_images_per_prompt=3), callback)
+    assert len(seen) == 3 + 1 + 2
+    assert [picture.seed for picture in caught.value.result.pictures] == [5]
+    assert len(pipeline.generate(Request(**QUICK)).images) == 1
+
+
+def test_e9_cancelling_stops_before_the_next_component_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = Pipeline.open("nestling")
+    compiled = fresh.backend.compile
+
+    def spy(folder: Path, shapes: Any, **options: Any) -> Any:
+        fresh.cancel()
+        assert folder.name == "text_encoder"
+        return compiled(folder, shapes, **options)
+
+    monkeypatch.setattr(fresh.backend, "compile", spy)
+    with pytest.raises(Cancelled):
+        fresh.generate(Request(**QUICK))
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "2"])
+def test_a_batch_size_that_is_none(pipeline: Pipeline, size: Any) -> None:
+    with pytest.raises(RequestError, match="batch_size: "):
+        Pipeline(pipeline.bundle, pipeline.backend, batch_size=size)
 
 
 def test_other_sizes(pipeline: Pipeline) -> None:

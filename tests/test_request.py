@@ -4,12 +4,16 @@ import time
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from ovenbird import Request, RequestError
 
 BAD: list[tuple[str, Any, str]] = [
     ("prompt", None, "not a string"),
-    ("prompt", ["a"], "not a string"),
+    ("prompt", ["a", 3], "not a string"),
+    ("prompt", [], "0 prompts are not in 1 .. 1000"),
+    ("prompt", ["a"] * 1001, "1001 prompts are not in 1 .. 1000"),
+    ("negative_prompt", ["b"], "a list of as many prompts"),
     ("prompt", "x" * (64 << 10) + "x", "bytes"),
     ("prompt", "\ud800", "surrogate"),
     ("negative_prompt", 3, "not a string"),
@@ -34,8 +38,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("scheduler", 7, "not a name"),
     ("prompt_syntax", "web", "plain, webui"),
     ("prompt_syntax", ["plain"], "plain, webui"),
-    ("clip_skip", -1, "0 .. 11"),
-    ("clip_skip", 12, "0 .. 11"),
+    ("clip_skip", -1, "0 .. 22"),
+    ("clip_skip", 23, "0 .. 22"),
     ("clip_skip", None, "whole number"),
 ]
 
@@ -82,3 +86,25 @@ def test_settled_fills_what_is_open_and_keeps_the_rest() -> None:
 def test_a_request_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Request(prompt="a").prompt = "b"  # type: ignore[misc]
+
+
+def test_a_list_is_a_request_for_each_picture_with_seeds_that_count_on() -> None:
+    wish = Request(prompt=["a", "b"], negative_prompt=["c", "d"], num_images_per_prompt=2, seed=2**64 - 2).settled(64)
+    assert [(single.texts, single.seed) for single in wish.singles()] == [
+        (("c", "a"), 2**64 - 2),
+        (("c", "a"), 2**64 - 1),
+        (("d", "b"), 0),
+        (("d", "b"), 1),
+    ]
+    assert {(single.num_images_per_prompt, single.width) for single in wish.singles()} == {(1, 64)}
+    with pytest.raises(RequestError, match=r"num_images_per_prompt: 501 is not in 1 \.\. 500"):
+        Request(prompt=["a", "b"], num_images_per_prompt=501)
+
+
+def test_wishes_are_alike_but_for_what_is_named_and_pictures_by_identity() -> None:
+    image = Image.new("RGB", (64, 64))
+    wish = Request(prompt="a", seed=1, image=image).settled(64)
+    other = Request(prompt="a", seed=2, image=image).settled(64)
+    assert wish.like() == wish.singles()[0].like() and hash(wish.like()) == hash(wish.singles()[0].like())
+    assert wish.like("seed") != other.like("seed")  # each has its own checked copy of the image
+    assert wish.like("seed", "image") == other.like("seed", "image")

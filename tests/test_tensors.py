@@ -78,7 +78,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_m2_a_file_that_is_not_right_is_refused(kind: str) -> None:
-    with pytest.raises(ModelError, match="words.safetensors is not a safetensors file") as caught:
+    with pytest.raises(ModelError, match=r"words\.safetensors is not a safetensors file") as caught:
         parse(PATH, BROKEN[kind])
     assert len(str(caught.value)) < 300
 

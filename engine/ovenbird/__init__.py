@@ -17,8 +17,9 @@ from ovenbird.errors import (
     RequestError,
     ResourceError,
 )
-from ovenbird.pipeline import Picture, Pipeline, Step
-from ovenbird.request import Request, Result
+from ovenbird.pipeline import Pipeline
+from ovenbird.request import Request
+from ovenbird.result import Picture, Result, Step
 from ovenbird.timing import TimingReport
 
 __version__ = "0.1.0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,13 +19,23 @@ from ovenbird.vae import Encoded, Values, from_uint8
 
 
 class Start(NamedTuple):
-    """Of one picture."""
+    """Of one picture, or of several that are drawn side by side."""
 
     latents: Latents
     known: Known | None
     """What an ordinary model is to keep."""
     beside: Latents | None
-    """The mask, and what it leaves of the picture, which a model for inpainting sees (1, 1 + 4, H/8, W/8)."""
+    """The mask, and what it leaves of the picture, which a model for inpainting sees (N, 1 + 4, H/8, W/8)."""
+
+    @classmethod
+    def together(cls, starts: Sequence[Start]) -> Start:
+        """Of pictures with the same mask."""
+        latents, known, more = zip(*starts, strict=True)
+        return cls(
+            np.concatenate(latents),
+            None if known[0] is None else Known(*map(np.concatenate, zip(*known, strict=True))),
+            None if more[0] is None else np.concatenate(more),
+        )
 
 
 @dataclass(frozen=True)

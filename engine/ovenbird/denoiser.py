@@ -17,14 +17,15 @@ Model = Callable[[Latents, float], Latents]
 def guided(unet: Callable[[Arrays], Arrays], conditioning: Conditioning, guidance_scale: float) -> Model:
     """Classifier-free guidance (Ho and Salimans, 2022): both halves in one call, then away from the first.
 
-    ``conditioning`` holds the negative half first; where it holds one half only, there is nothing to guide away from.
+    ``conditioning`` holds the negative half first; with but one row for each of the latents there is nothing to guide
+    away from.
     """
-    halves = rows(conditioning)
 
     def model(x: Latents, t: float) -> Latents:
-        inputs = {"sample": np.repeat(x, halves, axis=0) if halves > 1 else x, "timestep": np.array(t), **conditioning}
-        output: Latents = unet(inputs)["out_sample"]
-        if halves == 1:
+        guide = rows(conditioning) > len(x)
+        sample = np.concatenate([x, x]) if guide else x
+        output: Latents = unet({"sample": sample, "timestep": np.array(t), **conditioning})["out_sample"]
+        if not guide:
             return output
         without, given = np.split(output, 2)
         return without + np.float32(guidance_scale) * (given - without)
@@ -33,7 +34,7 @@ def guided(unet: Callable[[Arrays], Arrays], conditioning: Conditioning, guidanc
 
 
 def rows(conditioning: Conditioning) -> int:
-    """How many latents go through the U-Net for one picture: 2 with guidance, else 1."""
+    """How many latents go through the U-Net in one call: for each picture 2 with guidance, else 1."""
     return len(conditioning["encoder_hidden_states"])
 
 

@@ -13,6 +13,8 @@ The number is the exit code of the command line.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class OvenbirdError(Exception):
     """The base of everything raised on purpose; ``hint`` says what to do about it."""
@@ -58,6 +60,7 @@ class NumericError(OvenbirdError, ArithmeticError):
 
 
 class Cancelled(OvenbirdError):
-    """Somebody stopped the run."""
+    """Somebody stopped the run; of ``Pipeline.generate``, ``result`` has what was finished."""
 
     exit_code = 130
+    result: Any = None

@@ -2,50 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Event
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from ovenbird import families, machine, schedulers, vae
-from ovenbird.backends import Arrays, Backend, CompiledModel, Shapes, create
+from ovenbird.backends import Arrays, Backend, Shapes, create
 from ovenbird.bundle import EMBEDDED, Bundle
-from ovenbird.canvas import Canvas
+from ovenbird.canvas import Canvas, Start
 from ovenbird.denoiser import Conditioning, Latents, beside, guided, rows
-from ovenbird.errors import ModelError, NumericError, RequestError
+from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
+from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
 from ovenbird.noise import TorchNoise
-from ovenbird.request import Request, Result
+from ovenbird.request import Request
+from ovenbird.result import Picture, Result, Step
+from ovenbird.stages import ONE_BY_ONE, TOGETHER, Stages
 from ovenbird.timing import TimingReport, Timings, middle
 
 if TYPE_CHECKING:
     from ovenbird.schedulers import Scheduler
 
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the sampler is done."""
-
-    picture: int
-    index: int
-    count: int
-    latents: Latents
+T = TypeVar("T")
+_TOLD_APART = ("seed", "image", "mask_image", "strength")
+_SHOWN_APART = ("seed", "prompt", "negative_prompt")
+"""Fields that make no difference to what the U-Net is told, and to the canvas."""
+ROUND = 16
+"""Pictures of which all are sampled before the first is decoded, where the U-Net must leave to make room."""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One picture is done."""
+class Sheet(NamedTuple):
+    """A picture that is about to be drawn."""
 
-    picture: int
-    seed: int
-    image: Image.Image
+    number: int
+    wish: Request
+    conditioning: Conditioning
+    canvas: Canvas
+
+    @property
+    def noise(self) -> TorchNoise:
+        """From its beginning."""
+        assert self.wish.seed is not None
+        return TorchNoise(self.wish.seed)
+
+    @property
+    def kind(self) -> Hashable:
+        """Sheets of one kind can be drawn side by side."""
+        shapes = tuple((name, array.shape) for name, array in self.conditioning.items())
+        return self.wish.like(*_SHOWN_APART), shapes
 
 
 class Pipeline:
-    """A model on a runtime; components are compiled when first needed and kept for the next request."""
+    """A model on a runtime; components are compiled when first needed and, with ``keep``, stay for the next request."""
 
     def __init__(
         self,
@@ -56,13 +69,19 @@ class Pipeline:
         scheduler_config: Mapping[str, Any] | None = None,
         timings: Timings | None = None,
         keep: bool = True,
+        batch_size: int = 1,
+        embeddings: Embeddings = NO_EMBEDDINGS,
     ) -> None:
-        """Without ``keep`` encoders are let go once prompt and image are encoded, before the U-Net is compiled."""
-        self.bundle, self.backend, self.keep = bundle, backend, keep
+        """Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side."""
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise RequestError(f"batch_size: {batch_size!r:.40} is not a whole number from 1")
+        self.bundle, self.backend, self.batch_size, self.embeddings = bundle, backend, batch_size, embeddings
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
         self.scheduler_overrides = dict(scheduler_config or {})
-        self._compiled: dict[tuple[str, tuple[Any, ...]], CompiledModel] = {}
+        groups = TOGETHER if keep else ONE_BY_ONE
+        self._stages = Stages(bundle, backend, self.precision, self.timings, groups, embeddings.rows)
+        self._stopped = Event()
 
     @classmethod
     def open(
@@ -76,20 +95,32 @@ class Pipeline:
         inference_precision: str | None = None,
         scheduler_config: Mapping[str, Any] | None = None,
         timings: Timings | None = None,
+        keep: bool = True,
+        batch_size: int = 1,
+        embeddings: Wanted = (),
     ) -> Pipeline:
         """Find and check a model folder and start a runtime; nothing is compiled yet.
 
         ``precision`` chooses the variant of the folder (``fp32``, ``fp16``), ``inference_precision`` the arithmetic
         (``f32``, ``bf16``): None takes what the weights and the processor make best.  ``scheduler_config`` replaces
-        single entries of the folder's own.  Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
+        single entries of the folder's own.  ``embeddings`` are files of textual inversion (Gal et al., 2022), which
+        name their words themselves, or word -> file.  Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
         with timings.stage("load"):
             bundle = Bundle.open(model, precision)
+            words = families.read_embeddings(bundle, embeddings)
             bundle.verify_once()
             runtime = create(backend, device, threads)
         return cls(
-            bundle, runtime, inference_precision=inference_precision, scheduler_config=scheduler_config, timings=timings
+            bundle,
+            runtime,
+            inference_precision=inference_precision,
+            scheduler_config=scheduler_config,
+            timings=timings,
+            keep=keep,
+            batch_size=batch_size,
+            embeddings=words,
         )
 
     def scheduler(self, request: Request) -> Scheduler:
@@ -99,20 +130,42 @@ class Pipeline:
             return schedulers.from_config(config)
         return schedulers.from_name(request.scheduler, config)
 
-    def generate(self, request: Request) -> Result:
-        """All the pictures of a request."""
-        pictures = [event for event in self.stream(request) if isinstance(event, Picture)]
-        return Result([p.image for p in pictures], [p.seed for p in pictures], self.report())
+    def generate(
+        self, requests: Request | Sequence[Request], callback: Callable[[Step | Picture], object] | None = None
+    ) -> Result:
+        """All the pictures of one request or several.
 
-    def stream(self, request: Request) -> Iterator[Step | Picture]:
+        ``callback`` is told of every step and every picture; when it answers ``False`` the run ends at the next step,
+        with ``Cancelled``, whose ``result`` has what was finished.  Raises what ``stream`` raises.
+        """
+        pictures: list[Picture] = []
+        try:
+            for event in self.stream(requests):
+                if isinstance(event, Picture):
+                    pictures.append(event)
+                if callback is not None and callback(event) is False:
+                    self.cancel()
+        except Cancelled as stop:
+            stop.result = Result(pictures, self.report())
+            raise
+        return Result(pictures, self.report())
+
+    def cancel(self) -> None:
+        """End the run at its next step with ``Cancelled``; from any thread, or from a signal handler."""
+        self._stopped.set()
+
+    def stream(self, requests: Request | Sequence[Request]) -> Iterator[Step | Picture]:
         """The same, as it happens: a ``Step`` after each step of the sampler, a ``Picture`` after each decoding.
 
-        Raises ``RequestError`` before anything is compiled, ``NumericError`` when a result is not finite.
+        Raises ``RequestError`` before anything is compiled, ``NumericError`` when a result is not finite, ``Cancelled``
+        after ``cancel``.
         """
-        wish = request.settled(self.bundle.default_size)
-        scheduler = self.scheduler(wish)
-        self._check(wish, scheduler)
-        return self._run(wish, scheduler)
+        given = [requests] if isinstance(requests, Request) else requests
+        wishes = [wish.settled(self.bundle.default_size) for wish in given]
+        for wish in wishes:
+            self._check(wish, self.scheduler(wish))
+        self._stopped.clear()
+        return self._run(chain.from_iterable(wish.singles() for wish in wishes))
 
     def _check(self, wish: Request, scheduler: Scheduler) -> None:
         plain = self._latent_channels
@@ -129,33 +182,78 @@ class Pipeline:
         scheduler.calls(wish.num_inference_steps, _first(wish, scheduler))
         scheduler.check_eta(wish.eta)
 
-    def _run(self, wish: Request, scheduler: Scheduler) -> Iterator[Step | Picture]:
-        assert wish.height and wish.width and wish.seed is not None
-        factor = self.bundle.vae_scale_factor
-        shape = (1, self._latent_channels, wish.height // factor, wish.width // factor)
-        conditioning = families.condition(self.bundle, self._encoder, wish)
-        canvas = Canvas.of(wish, shape, self._unet_channels != self._latent_channels, self._encode)
-        if not self.keep:
-            self._compiled = {key: model for key, model in self._compiled.items() if "encoder" not in key[0]}
+    def _run(self, singles: Iterable[Request]) -> Iterator[Step | Picture]:
+        """In rounds: all that the text encoders do for a round, all that the U-Net does, then the decoder."""
+        numbered = enumerate(singles)
+        told: dict[Hashable, Conditioning] = {}
+        canvases: dict[Hashable, Canvas] = {}
+        while wishes := list(islice(numbered, self.batch_size if self._stages.together else ROUND)):
+            told = _each(wishes, _TOLD_APART, told, self._condition)
+            canvases = _each(wishes, _SHOWN_APART, canvases, self._canvas)
+            sheets = [
+                Sheet(number, wish, told[wish.like(*_TOLD_APART)], canvases[wish.like(*_SHOWN_APART)])
+                for number, wish in wishes
+            ]
+            drawn: list[tuple[Sheet, Latents]] = []
+            for batch in self._batches(sheets):
+                latents = yield from self._draw(batch)
+                drawn += [(sheet, latents[k : k + 1]) for k, sheet in enumerate(batch)]
+            for sheet, latents in drawn:
+                yield Picture(sheet.number, sheet.wish, self._decoded(sheet, latents))
+
+    def _condition(self, wish: Request) -> Conditioning:
+        return families.condition(self.bundle, self._encoder, wish, self.embeddings)
+
+    def _canvas(self, wish: Request) -> Canvas:
+        return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self._encode)
+
+    def _batches(self, sheets: Sequence[Sheet]) -> Iterator[list[Sheet]]:
+        """Neighbours of one kind, so many that they may be drawn side by side."""
+        for _, alike in groupby(sheets, lambda sheet: sheet.kind):
+            while batch := list(islice(alike, self.batch_size)):
+                yield batch
+
+    def _draw(self, sheets: Sequence[Sheet]) -> Generator[Step, None, Latents]:
+        """From noise to latents (N, 4, H/8, W/8), with pictures of one kind side by side."""
+        wish = sheets[0].wish
+        scheduler, shape, count = self.scheduler(wish), self._shape(wish), wish.num_inference_steps
+        first = _first(wish, scheduler)
+        conditioning = families.together([sheet.conditioning for sheet in sheets])
         sample = (rows(conditioning), self._unet_channels, *shape[2:])
         unet = self._component("unet", {"sample": sample, **_shapes(conditioning)})
+        noises = [sheet.noise for sheet in sheets]
+        latents, known, more = Start.together(
+            [sheet.canvas.start(scheduler, count, first, noise) for sheet, noise in zip(sheets, noises, strict=True)]
+        )
         model = guided(unet, conditioning, wish.guidance_scale)
-        count, first = wish.num_inference_steps, _first(wish, scheduler)
-        calls = scheduler.calls(count, first)
-        for index in range(wish.num_images_per_prompt):
-            seed = (wish.seed + index) % 2**64
-            noise = TorchNoise(seed)
-            latents, known, more = canvas.start(scheduler, count, first, noise)
-            shown = model if more is None else beside(model, more)
-            draw = partial(noise, shape)
-            steps = scheduler.steps(shown, latents, count, noise=draw, start=first, eta=wish.eta, known=known)
-            for step, latents in enumerate(self.timings.each("step", steps), 1):
-                if not np.isfinite(latents).all():
-                    raise NumericError(f"unet: the latents are not finite after step {step} of {scheduler.label}")
-                yield Step(index, step, calls, latents)
-            decoder = self._component("vae_decoder", {"latent_sample": shape})
-            pixels = vae.decode(decoder, latents, self.bundle.config("vae_decoder"))
-            yield Picture(index, seed, Image.fromarray(canvas.finish(pixels)))
+        shown = model if more is None else beside(model, more)
+        steps = scheduler.steps(
+            shown,
+            latents,
+            count,
+            noise=lambda: np.concatenate([noise(shape) for noise in noises]),
+            start=first,
+            eta=wish.eta,
+            known=known,
+        )
+        numbers, calls = range(sheets[0].number, sheets[-1].number + 1), scheduler.calls(count, first)
+        for step, latents in enumerate(self.timings.each("step", steps), 1):
+            if not np.isfinite(latents).all():
+                raise NumericError(f"unet: the latents are not finite after step {step} of {scheduler.label}")
+            yield Step(numbers, step, calls, latents)
+            self._check_stopped()
+        return latents
+
+    def _decoded(self, sheet: Sheet, latents: Latents) -> Image.Image:
+        decoder = self._component("vae_decoder", {"latent_sample": latents.shape})
+        pixels = vae.decode(decoder, latents, self.bundle.config("vae_decoder"))
+        return Image.fromarray(sheet.canvas.finish(pixels))
+
+    def _shape(self, wish: Request) -> tuple[int, int, int, int]:
+        """Of one picture's latents."""
+        assert wish.height and wish.width
+        factor = self.bundle.vae_scale_factor
+        return (1, self._latent_channels, wish.height // factor, wish.width // factor)
 
     def _encoder(self, name: str) -> Callable[[Arrays], Arrays]:
         return self._component(name, {"input_ids": (1, 77)})
@@ -163,6 +261,14 @@ class Pipeline:
     def _encode(self, values: vae.Values) -> vae.Encoded:
         encoder = self._component("vae_encoder", {"sample": values.shape})
         return vae.encode(encoder, values, self.bundle.config("vae_encoder"))
+
+    def _component(self, name: str, shapes: Shapes) -> Callable[[Arrays], Arrays]:
+        self._check_stopped()
+        return self._stages.component(name, shapes)
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise Cancelled("the run was stopped; what was finished is kept")
 
     @cached_property
     def _unet_channels(self) -> int:
@@ -172,24 +278,15 @@ class Pipeline:
     def _latent_channels(self) -> int:
         return int(self.bundle.config("vae_decoder").get("latent_channels", 4))
 
-    def _component(self, name: str, shapes: Shapes) -> Callable[[Arrays], Arrays]:
-        key = (name, tuple(sorted(shapes.items())))
-        if key not in self._compiled:
-            with self.timings.stage("compile"):
-                self._compiled[key] = self.backend.compile(
-                    self.bundle.path / name, shapes, precision=self.precision, cache_key=self.bundle.key
-                )
-        return self.timings.watch(name, self._compiled[key])
-
     def report(self) -> TimingReport:
         """Where the time has gone since this pipeline was opened."""
-        spent, compiled = self.timings, {name: model for (name, _), model in self._compiled.items()}
+        spent, ran = self.timings, self._stages.ran
         steps = spent.seconds.get("step", [])
         return TimingReport(
             start_s=spent.seconds["start"][0] if "start" in spent.seconds else None,
             load_s=spent.sum("load"),
             compile_s=spent.sum("compile"),
-            compile_cache={name: model.cache for name, model in compiled.items()},
+            compile_cache={name: each.cache for name, each in ran.items()},
             text_encoder_s=spent.sum("text_encoder") + spent.sum("text_encoder_2"),
             first_step_s=steps[0] if steps else 0.0,
             median_step_s=middle(steps),
@@ -203,12 +300,27 @@ class Pipeline:
             runtime=self.backend.name,
             runtime_version=self.backend.version,
             device=self.backend.device,
-            precision={name: model.precision for name, model in compiled.items()},
+            precision={name: each.precision for name, each in ran.items()},
             weights=self.bundle.precision,
             threads=self.backend.threads,
             cpu=machine.cpu_name(),
             instruction_sets=machine.instruction_sets(),
         )
+
+
+def _each(
+    wishes: Iterable[tuple[int, Request]],
+    apart: Sequence[str],
+    known: Mapping[Hashable, T],
+    make: Callable[[Request], T],
+) -> dict[Hashable, T]:
+    """What is made of each of these wishes, once for all that are alike, and not again if it is known."""
+    found: dict[Hashable, T] = {}
+    for _, wish in wishes:
+        key = wish.like(*apart)
+        if key not in found:
+            found[key] = known[key] if key in known else make(wish)
+    return found
 
 
 def _shapes(conditioning: Conditioning) -> dict[str, tuple[int, ...]]:

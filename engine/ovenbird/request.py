@@ -1,11 +1,12 @@
-"""What is asked for, and what comes back."""
+"""What is asked for."""
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import math
 import secrets
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ovenbird import images
@@ -15,14 +16,12 @@ from ovenbird.prompts import MOST_CHUNKS, SYNTAXES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ovenbird.timing import TimingReport
-
 MAX_PROMPT_BYTES = 64 << 10
 MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 4096, 8
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 MAX_IMAGES = 1000
-MAX_CLIP_SKIP = 11  # the smaller text encoder of SD has twelve layers
+MAX_CLIP_SKIP = 22  # the text encoder of SD 2.x has 23 layers
 MAX_SEED = 2**64 - 1
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0  # diffusers' defaults
 
@@ -32,9 +31,10 @@ class Request:
     """A wish in diffusers' words.  It checks itself: ``RequestError`` names the field, the value and the rule.
 
     ``height`` and ``width`` in pixels, None for the model's own size, or the image's, rounded down to a multiple of 8;
-    ``seed=None`` draws one, which is recorded.
-    Picture k of ``num_images_per_prompt`` uses ``seed + k``.  With ``guidance_scale <= 1`` the U-Net runs once a
-    step and the negative prompt has no effect.  ``scheduler=None`` is the one that the model folder names.
+    ``seed=None`` draws one, which is recorded.  ``prompt`` may be a list, and ``negative_prompt`` then one of the same
+    length; each prompt has ``num_images_per_prompt`` pictures, one after the other, and picture k of all ``seed + k``.
+    With ``guidance_scale <= 1`` the U-Net runs once a step, without the negative prompt.  ``scheduler=None`` is
+    the one that the model folder names.
     ``prompt_syntax``, a row of ``prompts.SYNTAXES``, is for both prompts: ``plain`` takes every character for itself,
     as diffusers does, and 75 tokens; ``webui`` knows weights and takes long prompts in chunks.  ``clip_skip`` is
     diffusers': how many of the text encoder's last layers are left out, for the prompt and not for the negative one;
@@ -46,8 +46,8 @@ class Request:
     is 0.8, with a mask 1.
     """
 
-    prompt: str
-    negative_prompt: str = ""
+    prompt: str | Sequence[str]
+    negative_prompt: str | Sequence[str] = ""
     height: int | None = None
     width: int | None = None
     num_inference_steps: int = 50
@@ -63,13 +63,12 @@ class Request:
     strength: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "negative_prompt"):
-            _check_text(name, getattr(self, name))
+        self._settle(**_texts(self.prompt, self.negative_prompt))
         for name in ("height", "width"):
             if getattr(self, name) is not None:
                 _check_size(name, getattr(self, name))
         _check_int("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
-        _check_int("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
+        _check_int("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES // len(self._prompts))
         _check_float("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
         _check_float("eta", self.eta, 0.0, 1.0)
         if self.seed is not None:
@@ -100,28 +99,78 @@ class Request:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Negative prompt and prompt of a request for one prompt."""
+        [texts] = self._prompts
+        return texts
+
+    @property
+    def _prompts(self) -> list[tuple[str, str]]:
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        given = self.negative_prompt
+        negative = [given] * len(prompts) if isinstance(given, str) else given
+        return list(zip(negative, prompts, strict=True))
+
     def settled(self, default_size: int) -> Request:
         """The same wish with nothing left open: seed and size are filled in."""
-        return dataclasses.replace(
-            self,
+        return self._with(
             seed=secrets.randbits(32) if self.seed is None else self.seed,
             height=self.height or default_size,
             width=self.width or default_size,
         )
 
+    def singles(self) -> list[Request]:
+        """Of a settled request: one for each picture, which makes that picture alone."""
+        assert self.seed is not None
+        texts = [texts for texts in self._prompts for _ in range(self.num_images_per_prompt)]
+        return [
+            self._with(prompt=prompt, negative_prompt=negative, seed=(self.seed + k) % 2**64, num_images_per_prompt=1)
+            for k, (negative, prompt) in enumerate(texts)
+        ]
 
-@dataclass(frozen=True)
-class Result:
-    """The pictures of one request, the seed of each, and where the time went."""
+    def like(self, *without: str) -> Hashable:
+        """What is equal for requests that differ only in these fields; pictures are equal if they are the same one."""
+        values = (getattr(self, field.name) for field in fields(self) if field.name not in without)
+        return tuple(value if isinstance(value, Hashable) else _Same(value) for value in values)
 
-    images: list[Image]
-    seeds: list[int]
-    timings: TimingReport
+    def _with(self, **changes: Any) -> Request:
+        """A copy with changes that need no check; its pictures are the very ones."""
+        changed = copy.copy(self)
+        changed._settle(**changes)
+        return changed
+
+
+class _Same:
+    """Equal to itself alone."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _texts(prompt: object, negative_prompt: object) -> dict[str, Any]:
+    """The two fields, lists of any kind as tuples."""
+    fields = {"prompt": prompt, "negative_prompt": negative_prompt}
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list | tuple)}
+    if "negative_prompt" in lists and len(lists["negative_prompt"]) != len(lists.get("prompt", ())):
+        raise RequestError("negative_prompt: a list goes with a list of as many prompts")
+    if not 1 <= len(lists.get("prompt", (0,))) <= MAX_IMAGES:
+        raise RequestError(f"prompt: {len(lists['prompt'])} prompts are not in 1 .. {MAX_IMAGES}")
+    for name, value in fields.items():
+        for text in lists.get(name, (value,)):
+            _check_text(name, text)
+    return lists
 
 
 def _check_text(name: str, value: object) -> None:

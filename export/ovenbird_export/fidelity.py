@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from ovenbird.backends import Backend
 from ovenbird.bundle import Bundle
-from ovenbird.pipeline import Pipeline, Step
+from ovenbird.pipeline import Pipeline
 from ovenbird.request import MIN_SIZE, Request
+from ovenbird.result import Step
 from ovenbird_export.recipes import Shapes
 
 PROMPTS = ("a red house by the sea at sunset", "a boat on a lake in front of mountains, by day")
@@ -39,15 +39,18 @@ def runs(folder: Path, backend: Backend, shapes: Shapes) -> list[Run]:
     bundle = Bundle.open(folder)
     side = min(max(bundle.default_size, MIN_SIZE), LARGEST_SIDE)
     height, width = shapes.height or max(side - 8, MIN_SIZE), shapes.width or side
+    wishes = [
+        Request(prompt=prompt, seed=seed, num_inference_steps=STEPS, height=height, width=width)
+        for seed, prompt in enumerate(PROMPTS)
+    ]
+    latents: dict[int, NDArray[np.float32]] = {}
     found = []
-    for seed, prompt in enumerate(PROMPTS):
-        wish = Request(prompt=prompt, seed=seed, num_inference_steps=STEPS, height=height, width=width)
-        gc.collect()  # a new pipeline for each: SDXL's U-Net and text encoders do not fit into 24 GB together
-        for event in Pipeline(bundle, backend, inference_precision="f32", keep=False).stream(wish):
-            if isinstance(event, Step):
-                latents = event.latents
-            else:
-                found.append(Run(latents, np.asarray(event.image)))
+    # One stage at a time: SDXL's U-Net and text encoders do not fit into 24 GB together.
+    for event in Pipeline(bundle, backend, inference_precision="f32", keep=False).stream(wishes):
+        if isinstance(event, Step):
+            latents[event.pictures[0]] = event.latents
+        else:
+            found.append(Run(latents[event.picture], np.asarray(event.image)))
     return found
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ovenbird.bundle import Bundle
-from ovenbird.denoiser import Conditioning
+from ovenbird.denoiser import Conditioning, rows
 from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import RequestError
 from ovenbird.families import sd, sdxl
@@ -64,6 +64,15 @@ def condition(
     guide = wish.guidance_scale > 1 and not width
     told = FAMILIES[bundle.family].condition(bundle, encoders, wish, guide, embeddings)
     return {**told, "timestep_cond": guidance_embedding(wish.guidance_scale, width)} if width else told
+
+
+def together(pictures: Sequence[Conditioning]) -> Conditioning:
+    """What is told about several pictures that are drawn side by side: all the negative rows, then all the others."""
+    halves = range(rows(pictures[0]))
+    return {
+        name: np.concatenate([told[name][half : half + 1] for half in halves for told in pictures])
+        for name in pictures[0]
+    }
 
 
 def guidance_embedding(guidance_scale: float, width: int) -> NDArray[np.float32]:

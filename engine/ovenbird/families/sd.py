@@ -11,7 +11,6 @@ from ovenbird.embeddings import Embeddings
 from ovenbird.families.texts import Encoders, States, encode, read, weighed
 from ovenbird.request import Request
 
-
 VECTORS = {"emb_params": "text_encoder"}
 """Tensor of a file of textual inversion -> the text encoder that it is for."""
 SKIP = "clip_skip."
@@ -25,7 +24,7 @@ def deepest_skip(bundle: Bundle) -> int:
 
 def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool, embeddings: Embeddings) -> Conditioning:
     """``encoder_hidden_states`` (1 or 2, 77 a chunk, D)."""
-    prompts = [wish.negative_prompt, wish.prompt] if guide else [wish.prompt]
+    prompts = wish.texts if guide else wish.texts[1:]
     tokens = [tokens for (tokens,) in read(bundle, [""], prompts, wish, embeddings)]
     # In diffusers, too, the negative prompt goes through every layer.
     skips = [0, wish.clip_skip] if guide else [wish.clip_skip]

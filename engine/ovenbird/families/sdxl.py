@@ -34,8 +34,8 @@ def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool, em
     Without a negative prompt its half is all zeros where ``model_index.json`` says so, as the model was trained.
     """
     assert wish.height and wish.width
-    zeros = not wish.negative_prompt and bool(bundle.index.get("force_zeros_for_empty_prompt"))
-    prompts = [wish.negative_prompt, wish.prompt] if guide and not zeros else [wish.prompt]
+    zeros = not wish.texts[0] and bool(bundle.index.get("force_zeros_for_empty_prompt"))
+    prompts = wish.texts if guide and not zeros else wish.texts[1:]
     *negative, given = read(bundle, PARTS, prompts, wish, embeddings)
     # In diffusers, too, the negative prompt goes through every layer.
     rows = [*(encoded(encoders, each, 0) for each in negative), encoded(encoders, given, wish.clip_skip)]

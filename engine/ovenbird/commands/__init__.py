@@ -1,0 +1,1 @@
+"""What one types after ``ovenbird``: a file for each command, and what they share."""

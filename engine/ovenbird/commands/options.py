@@ -1,0 +1,178 @@
+"""The options that commands share, and what becomes of them: a request, a pipeline, names of files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ovenbird import images, machine, schedulers
+from ovenbird.backends import BACKENDS
+from ovenbird.bundle import EMBEDDED, PRECISIONS
+from ovenbird.errors import RequestError
+from ovenbird.pipeline import Pipeline
+from ovenbird.prompts import SYNTAXES
+from ovenbird.request import STRENGTH, STRENGTH_WITH_MASK, Request
+from ovenbird.timing import Timings
+
+Typed = Mapping[str, Any]
+"""What was typed: the name of an option -> its value."""
+Option = Callable[[Any], Any]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DEFAULT_STEPS = 32
+PATH = click.Path(path_type=Path)
+
+
+def _debug_here_too(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    ctx.find_root().params["debug"] |= value
+
+
+PROMPT: Sequence[Option] = (
+    click.option(
+        "--prompt", required=True, multiple=True, help="What the picture shows; several times for several pictures."
+    ),
+    click.option("--negative-prompt", default="", help="What it does not show."),
+    click.option(
+        "--prompt-syntax",
+        type=click.Choice(list(SYNTAXES)),
+        default="plain",
+        help="How both are read: webui has weights, (more), [less], (so:1.3), and takes long prompts in chunks.",
+    ),
+    click.option(
+        "--clip-skip", type=int, default=0, help="Last layers of the text encoder to leave out, as in diffusers."
+    ),
+)
+START: Sequence[Option] = (
+    click.option("--init-image", type=PATH, help="A picture to start from: PNG, JPEG or WebP."),
+    click.option(
+        "--strength",
+        type=float,
+        help="How much of --init-image may change, above 0 to 1; only that share of the steps is run.  "
+        f"[default: {STRENGTH:g}, with --mask {STRENGTH_WITH_MASK:g}]",
+    ),
+    click.option("--mask", type=PATH, help="White where --init-image is made anew, black where it stays."),
+)
+SAMPLING: Sequence[Option] = (
+    click.option("--height", type=int, help="Pixels, a multiple of 8.  [default: the model's, or --init-image's]"),
+    click.option("--width", type=int, help="Pixels, a multiple of 8.  [default: the model's, or --init-image's]"),
+    click.option("--num-inference-steps", type=int, default=DEFAULT_STEPS, help="Steps of the sampler."),
+    click.option(
+        "--guidance-scale", type=float, default=7.5, help="How closely to follow the prompt; 1 or less is off."
+    ),
+    click.option("--seed", type=int, help="The same seed gives the same picture.  [default: random]"),
+    click.option("--num-images", type=int, default=1, help="Pictures of each prompt; number k of all uses seed + k."),
+    click.option(
+        "--scheduler",
+        help=f"A sampler: {', '.join(schedulers.SAMPLERS)}; many also with _{', _'.join(schedulers.SUFFIXES)}.  "
+        "[default: the model's]",
+    ),
+    click.option("--eta", type=float, default=0.0, help="Fresh noise of DDIM and TCD, 0 to 1."),
+    click.option("--beta-start", type=float, help="First beta of training.  [default: the model's]"),
+    click.option("--beta-end", type=float, help="Last beta of training.  [default: the model's]"),
+    click.option(
+        "--beta-schedule", help="How betas grow: linear, scaled_linear, squaredcos_cap_v2.  [default: the model's]"
+    ),
+)
+RUNNING: Sequence[Option] = (
+    click.option("--model", default=EMBEDDED, help="A name, or the folder of an exported model."),
+    click.option("--precision", type=click.Choice(PRECISIONS), help="Variant of the model.  [default: the best]"),
+    click.option(
+        "--embedding",
+        multiple=True,
+        metavar="FILE[:WORD]",
+        help="A word for prompts, from a .safetensors file of textual inversion; several times for several.",
+    ),
+    click.option("--backend", type=click.Choice(list(BACKENDS)), default="openvino", help="Runtime."),
+    click.option("--device", default="cpu", help="Device of the runtime."),
+    click.option("--threads", type=int, help="Processor threads.  [default: every core]"),
+    click.option("--batch-size", type=int, default=1, help="Pictures to draw side by side; takes memory."),
+    click.option("--report", type=PATH, help="Write the timing report to this JSON file too."),
+    click.option("--quiet", is_flag=True, help="Print the pictures' paths and nothing else."),
+    click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_debug_here_too,
+        help="Show the traceback of an error.",
+    ),
+)
+
+
+def options(*groups: Sequence[Option]) -> Callable[[Command], Command]:
+    """All the options of these groups, in their order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed([option for group in groups for option in group]):
+            command = option(command)
+        return command
+
+    return add
+
+
+def request_of(typed: Typed) -> Request:
+    """The request that was typed.  Raises ``RequestError`` for what no model could do."""
+    prompts = typed["prompt"]
+    wish = Request(
+        prompt=prompts[0] if len(prompts) == 1 else list(prompts),
+        num_images_per_prompt=typed["num_images"],
+        image=images.read("init-image", typed["init_image"]) if typed.get("init_image") else None,
+        mask_image=images.read("mask", typed["mask"]) if typed.get("mask") else None,
+        strength=typed.get("strength"),
+        **{name: typed[name] for name in _SAME},
+    )
+    if wish.scheduler is not None:
+        schedulers.sampler(wish.scheduler)  # a wrong name stops here, before any model is read
+    check_folder("report", typed["report"])
+    return wish
+
+
+_SAME = (
+    "negative_prompt",
+    "prompt_syntax",
+    "clip_skip",
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "eta",
+    "seed",
+    "scheduler",
+)
+"""Options with the name of their field."""
+
+
+def pipeline_of(typed: Typed, timings: Timings) -> Pipeline:
+    """The model, on the runtime, that were typed."""
+    betas = {name: typed[name] for name in ("beta_start", "beta_end", "beta_schedule")}
+    return Pipeline.open(
+        typed["model"],
+        typed["backend"],
+        typed["device"],
+        threads=typed["threads"],
+        precision=typed["precision"],
+        batch_size=typed["batch_size"],
+        embeddings=typed["embedding"],
+        timings=timings,
+        scheduler_config={name: value for name, value in betas.items() if value is not None},
+    )
+
+
+def timings_since_start() -> Timings:
+    """A clock that knows when the process began."""
+    timings = Timings()
+    started = machine.seconds_since_process_start()
+    if started is not None:
+        timings.add("start", started)
+    return timings
+
+
+def check_folder(name: str, path: Path | None) -> None:
+    """Raises ``RequestError`` unless a file of that name could be made."""
+    if path is not None and not path.parent.is_dir():
+        raise RequestError(f"{name}: the folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}")
+    if path is not None and path.is_dir():
+        raise RequestError(f"{name}: {path} is a folder")
