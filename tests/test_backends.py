@@ -82,6 +82,12 @@ def test_it_says_what_it_is(backend: Backend, graph: Path) -> None:
     assert backend.threads >= 1 and backend.version[0].isdigit()
 
 
+def test_what_halves_run_in_has_its_short_name(backend: Backend, graph: Path) -> None:
+    wished = backend.best_precision("fp16")
+    model = backend.compile(graph, {"x": (1, 4)}, precision=wished, cache_key=None)
+    assert model.precision == wished and wished in ("f32", "bf16")
+
+
 def test_f32_weights_run_in_f32(backend: Backend) -> None:
     assert backend.best_precision("fp32") == "f32"
 

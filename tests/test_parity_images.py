@@ -16,6 +16,7 @@ from PIL import Image
 
 from ovenbird import Bundle, Picture, Pipeline, Request, Step, schedulers
 from ovenbird.backends import BACKENDS
+from ovenbird.request import CONDITIONS
 
 pytestmark = [
     pytest.mark.export,
@@ -68,7 +69,8 @@ def theirs(pipeline: Any, engine: Pipeline, wish: Request) -> tuple[NDArray[np.u
     parts["scheduler"] = getattr(diffusers, ours.class_name).from_config(dict(ours.options))
     for optional in {"safety_checker", "feature_extractor", "image_encoder"} & set(known):
         parts[optional] = None
-    given: dict[str, Any] = {"image": wish.image}
+    told = {name: getattr(wish, name) for name in CONDITIONS} if "XL" in kind else {}
+    given: dict[str, Any] = {"image": wish.image, **told}
     if wish.mask_image is not None:
         given |= {"mask_image": wish.mask_image, "height": wish.height, "width": wish.width}
     drawing = task(**parts, **({"requires_safety_checker": False} if "requires_safety_checker" in known else {}))
@@ -241,3 +243,8 @@ def test_sdxl_does_the_same(tmp_path: Path) -> None:
     given: dict[str, Any] = {"prompt": "a red house", "seed": 4, "image": scene(72, 64), "num_inference_steps": 3}
     agree(engine, pipeline, Request(**given))
     agree(engine, pipeline, Request(**given, mask_image=hole(72, 64)))
+    small: dict[str, Any] = {"original_size": (32, 40), "crops_coords_top_left": (5, 6), "target_size": (80, 88)}
+    agree(engine, pipeline, Request(**given, **small))
+    other: dict[str, Any] = {"negative_original_size": (500, 400), "negative_target_size": (48, 56)}
+    # Of the negative prompt, diffusers' image to image takes the other one's crop.
+    agree(engine, pipeline, Request(**given, **small, **other, negative_crops_coords_top_left=(5, 6)))

@@ -41,6 +41,13 @@ BAD: list[tuple[str, Any, str]] = [
     ("clip_skip", -1, "0 .. 22"),
     ("clip_skip", 23, "0 .. 22"),
     ("clip_skip", None, "whole number"),
+    ("original_size", 1024, "a pair of whole numbers"),
+    ("original_size", (0, 64), "1 .. 16384"),
+    ("target_size", (64, 64, 64), "a pair of whole numbers"),
+    ("crops_coords_top_left", (-1, 0), "0 .. 16384"),
+    ("negative_target_size", (64, True), "whole number"),
+    ("negative_original_size", (64, 64), "alone it has no effect"),
+    ("negative_crops_coords_top_left", (1, 1), "alone it has no effect"),
 ]
 
 

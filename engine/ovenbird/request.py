@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import secrets
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,17 @@ from ovenbird.prompts import MOST_CHUNKS, SYNTAXES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Pair = tuple[int, int]
+CONDITIONS: Mapping[str, Pair | None] = {
+    "original_size": None,
+    "crops_coords_top_left": (0, 0),
+    "target_size": None,
+    "negative_original_size": None,
+    "negative_crops_coords_top_left": (0, 0),
+    "negative_target_size": None,
+}
+"""Field -> its default."""
+LARGEST_CONDITION = 1 << 14
 MAX_PROMPT_BYTES = 64 << 10
 MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 4096, 8
 MAX_STEPS = 1000
@@ -44,6 +55,10 @@ class Request:
     run, rounded down.  Its middle is cut to the wished ratio of sides and resized.  With a ``mask_image`` too, only
     what is white there is made anew, half gray and lighter; all black leaves the picture as it was.  ``strength=None``
     is 0.8, with a mask 1.
+
+    The last six fields are for SDXL alone, which was told of each picture it learned from how large it had been and
+    what was cut off; pairs of pixels, height or top first.  None is the size of the picture.  The negative prompt has
+    the same as the prompt, or both sizes of its own.
     """
 
     prompt: str | Sequence[str]
@@ -61,6 +76,12 @@ class Request:
     image: Image | None = None
     mask_image: Image | None = None
     strength: float | None = None
+    original_size: Pair | None = None
+    crops_coords_top_left: Pair = (0, 0)
+    target_size: Pair | None = None
+    negative_original_size: Pair | None = None
+    negative_crops_coords_top_left: Pair = (0, 0)
+    negative_target_size: Pair | None = None
 
     def __post_init__(self) -> None:
         self._settle(**_texts(self.prompt, self.negative_prompt))
@@ -78,11 +99,21 @@ class Request:
         if not isinstance(self.prompt_syntax, str) or self.prompt_syntax not in SYNTAXES:
             raise RequestError(f"prompt_syntax: {_short(self.prompt_syntax)} is not one of {', '.join(SYNTAXES)}")
         _check_int("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP)
+        for name in CONDITIONS:
+            if getattr(self, name) is not None:
+                _check_pair(name, getattr(self, name))
+        self._check_negative_sizes()
         if self.image is not None:
             self._settle(**self._of_image(images.picture("image", self.image)))
         elif self.mask_image is not None or self.strength is not None:
             name = "strength" if self.mask_image is None else "mask_image"
             raise RequestError(f"{name}: there is no image that it could be for", hint="give an image, too")
+
+    def _check_negative_sizes(self) -> None:
+        sizes = ("negative_original_size", "negative_target_size")
+        given = [name for name in CONDITIONS if "negative" in name and getattr(self, name) != CONDITIONS[name]]
+        if given and not set(sizes) <= set(given):
+            raise RequestError(f"{given[0]}: alone it has no effect", hint=f"give {' and '.join(sizes)}, too")
 
     def _of_image(self, image: Image) -> dict[str, Any]:
         """The fields that an image fills in or changes."""
@@ -210,6 +241,13 @@ def _check_size(name: str, value: object) -> None:
         raise RequestError(
             f"{name}: {value} is not a multiple of {SIZE_STEP}", hint=f"use {below} or {below + SIZE_STEP}"
         )
+
+
+def _check_pair(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise RequestError(f"{name}: {_short(value)} is not a pair of whole numbers", hint="for example (1024, 1024)")
+    for number in value:
+        _check_int(name, number, 0 if "crops" in name else 1, LARGEST_CONDITION)
 
 
 def _check_strength(strength: object, steps: int) -> None:

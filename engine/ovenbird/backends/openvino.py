@@ -123,10 +123,7 @@ class OpenVINOModel:
         self._request = compiled.create_infer_request()
         self._outputs = outputs
         self.inputs = {name: _port(port) for name, port in zip(inputs, compiled.inputs, strict=True)}
-        kind = compiled.get_property("INFERENCE_PRECISION_HINT")
-        self.precision = {"float": "f32", "f32": "f32", "bfloat16": "bf16", "f16": "f16"}.get(
-            kind.get_type_name() if hasattr(kind, "get_type_name") else str(kind), str(kind)
-        )
+        self.precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See ``CompiledModel``."""

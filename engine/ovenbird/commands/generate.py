@@ -13,6 +13,7 @@ from ovenbird.commands.options import (
     PROMPT,
     RUNNING,
     SAMPLING,
+    SIZES,
     START,
     check_folder,
     options,
@@ -30,7 +31,7 @@ WHERE = (
 
 
 @click.command(context_settings={"show_default": True})
-@options(PROMPT, START, WHERE, SAMPLING, RUNNING)
+@options(PROMPT, START, WHERE, SAMPLING, SIZES, RUNNING)
 def generate(**typed: Any) -> None:
     """Make a picture of a prompt."""
     timings = timings_since_start()

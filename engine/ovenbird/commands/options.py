@@ -14,7 +14,7 @@ from ovenbird.bundle import EMBEDDED, PRECISIONS
 from ovenbird.errors import RequestError
 from ovenbird.pipeline import Pipeline
 from ovenbird.prompts import SYNTAXES
-from ovenbird.request import STRENGTH, STRENGTH_WITH_MASK, Request
+from ovenbird.request import CONDITIONS, STRENGTH, STRENGTH_WITH_MASK, Request
 from ovenbird.timing import Timings
 
 Typed = Mapping[str, Any]
@@ -75,6 +75,18 @@ SAMPLING: Sequence[Option] = (
     click.option(
         "--beta-schedule", help="How betas grow: linear, scaled_linear, squaredcos_cap_v2.  [default: the model's]"
     ),
+)
+SIZES: Sequence[Option] = tuple(
+    click.option(
+        f"--{name.replace('_', '-')}",
+        nargs=2,
+        type=int,
+        default=default,
+        show_default=False,
+        metavar="TOP LEFT" if "crops" in name else "HEIGHT WIDTH",
+        help=f"What SDXL is told, as in diffusers.  [default: {default or 'the size of the picture'}]",
+    )
+    for name, default in CONDITIONS.items()
 )
 RUNNING: Sequence[Option] = (
     click.option("--model", default=EMBEDDED, help="A name, or the folder of an exported model."),
@@ -141,6 +153,7 @@ _SAME = (
     "eta",
     "seed",
     "scheduler",
+    *CONDITIONS,
 )
 """Options with the name of their field."""
 

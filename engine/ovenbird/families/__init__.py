@@ -14,7 +14,7 @@ from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import RequestError
 from ovenbird.families import sd, sdxl
 from ovenbird.families.texts import Encoders
-from ovenbird.request import Request
+from ovenbird.request import CONDITIONS, Request
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def read_embeddings(bundle: Bundle, wanted: Wanted) -> Embeddings:
 
 def check(bundle: Bundle, wish: Request) -> None:
     """Raises ``RequestError`` for what the model's text encoders cannot do; nothing is compiled."""
+    _check_conditions(bundle, wish)
     deepest = FAMILIES[bundle.family].deepest_skip(bundle) if wish.clip_skip else 0
     if wish.clip_skip > deepest:
         able = f"can leave out {deepest}" if deepest else "gives nothing but what its last layer makes"
@@ -51,6 +52,12 @@ def check(bundle: Bundle, wish: Request) -> None:
             f"clip_skip: {wish.clip_skip} is too many: a text encoder of {bundle.name} {able}",
             hint=f"the nearest is {deepest}{again}",
         )
+
+
+def _check_conditions(bundle: Bundle, wish: Request) -> None:
+    for name, default in CONDITIONS.items():
+        if bundle.family != "sdxl" and getattr(wish, name) != default:
+            raise RequestError(f"{name}: {bundle.name} is not told of sizes", hint="leave it out; it is for SDXL alone")
 
 
 def condition(

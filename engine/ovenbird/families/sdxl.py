@@ -33,7 +33,6 @@ def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool, em
 
     Without a negative prompt its half is all zeros where ``model_index.json`` says so, as the model was trained.
     """
-    assert wish.height and wish.width
     zeros = not wish.texts[0] and bool(bundle.index.get("force_zeros_for_empty_prompt"))
     prompts = wish.texts if guide and not zeros else wish.texts[1:]
     *negative, given = read(bundle, PARTS, prompts, wish, embeddings)
@@ -41,13 +40,22 @@ def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool, em
     rows = [*(encoded(encoders, each, 0) for each in negative), encoded(encoders, given, wish.clip_skip)]
     if guide and zeros:
         rows = [_zeros(rows[0]), *rows]
-    # Original size, corner of the crop, target size: a picture that was made as it is asked for.
-    time_ids = np.array([[wish.height, wish.width, 0, 0, wish.height, wish.width]], np.float32)
     return {
         "encoder_hidden_states": np.concatenate([hidden for hidden, _ in rows]),
         "text_embeds": np.concatenate([summary for _, summary in rows]),
-        "time_ids": np.repeat(time_ids, len(rows), axis=0),
+        "time_ids": np.array(time_ids(wish)[-len(rows) :], np.float32),
     }
+
+
+def time_ids(wish: Request) -> list[list[int]]:
+    """Of the negative prompt and of the prompt: original size, corner of the crop, target size."""
+    assert wish.height and wish.width
+    size = (wish.height, wish.width)
+    given = [*(wish.original_size or size), *wish.crops_coords_top_left, *(wish.target_size or size)]
+    original, target = wish.negative_original_size, wish.negative_target_size
+    if original is None or target is None:
+        return [given, given]
+    return [[*original, *wish.negative_crops_coords_top_left, *target], given]
 
 
 def encoded(encoders: Encoders, tokens: Sequence[Tokens], skip: int) -> Encoded:
