@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import struct
@@ -10,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
-from ovenbird import Bundle, ModelError, RequestError
+from ovenbird import Bundle, ModelError, Pipeline, Request, RequestError
 from ovenbird.backends import BACKENDS, Rows, create
+from ovenbird.cli import main
 from ovenbird.embeddings import MOST_FILES, MOST_VECTORS, Embeddings
 from ovenbird.families import read_embeddings
 
@@ -288,3 +292,33 @@ def test_onnxruntime_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match="onnx is not installed"):
         looked_up(folder, "onnxruntime", Rows(vectors(1, 4), 5))
+
+
+# The whole way.
+
+
+def test_a_learned_word_is_drawn_and_the_picture_names_its_file(tmp_path: Path) -> None:
+    file, picture = save(tmp_path / "snowy.safetensors", emb_params=vectors(2, 128)), tmp_path / "a.png"
+    words = ["--prompt", "a <snowy> house", "--seed", "1", "--num-inference-steps", "2"]
+    given = [*words, "--embedding", f"{file}:<snowy>", "--output", str(picture)]
+    result = CliRunner().invoke(main, ["generate", *given])
+    assert result.exit_code == 0 and "embedding: <snowy> from snowy.safetensors" in result.stderr
+    with Image.open(picture) as image:
+        facts = json.loads(image.text["ovenbird"])  # type: ignore[attr-defined]
+        pixels = image.tobytes()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert facts["embeddings"] == [{"word": "<snowy>", "file": "snowy.safetensors", "sha256": digest}]
+    wish = Request(prompt="a <snowy> house", seed=1, num_inference_steps=2)
+    known, unknown = (
+        Pipeline.open("nestling", embeddings=wanted).generate(wish).images[0] for wanted in ({"<snowy>": file}, ())
+    )
+    assert known.tobytes() == pixels != unknown.tobytes()
+
+
+def test_a_bad_file_is_told_before_the_model_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bundle, "verify_once", lambda _: pytest.fail("looked at"))
+    file = save(tmp_path / "x.safetensors", **{"<x>": vectors(768)})
+    words = ["--prompt", "a <x>", "--embedding", str(file), "--output", str(tmp_path / "a.png")]
+    result = CliRunner().invoke(main, ["generate", *words])
+    assert result.exit_code == 3
+    assert "x.safetensors has vectors of 768 numbers; those of nestling's text_encoder have 128" in result.stderr

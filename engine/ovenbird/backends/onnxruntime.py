@@ -100,7 +100,7 @@ def _port(port: Any) -> Port:
 
 
 def _extended(path: Path, rows: Rows) -> bytes:
-    """The graph with a longer table of tokens."""
+    """The graph with a longer table of tokens; ONNX Runtime itself cannot change one."""
     try:
         import onnx
         from onnx import helper, numpy_helper
@@ -108,25 +108,29 @@ def _extended(path: Path, rows: Rows) -> bytes:
         raise MissingExtraError("onnx", "onnx") from error
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # of protobuf, which has errors of its own
+        reader, table = one_table(path, rows, _tables(model.graph, rows))
+        more = rows.stored(path, helper.tensor_dtype_to_np_dtype(table.data_type))
+    except ModelError:
+        raise
+    except Exception as error:  # whatever protobuf and onnx say of a broken file
         raise ModelError(f"{path} is not an ONNX graph: {error}") from error
-    graph = model.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    makers = {name: node for node in graph.node for name in node.output}
-    tables = []
-    for node in graph.node:
-        if node.op_type != "Gather":
-            continue
-        # Who reads the table as it is stored: the lookup itself, or what widens it before.
-        maker = makers.get(node.input[0])
-        reader = maker if maker is not None and maker.op_type == "Cast" else node
-        tensor = stored.get(reader.input[0])
-        if tensor is not None and tuple(tensor.dims) == rows.table:
-            tables.append((reader, tensor))
-    reader, tensor = one_table(path, rows, tables)
-    more = rows.stored(path, helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    graph.initializer.append(numpy_helper.from_array(more, "ovenbird.rows"))
-    graph.node.insert(0, helper.make_node("Concat", [tensor.name, "ovenbird.rows"], ["ovenbird.table"], axis=0))
+    model.graph.initializer.append(numpy_helper.from_array(more, "ovenbird.rows"))
+    node = helper.make_node("Concat", [table.name, "ovenbird.rows"], ["ovenbird.table"], axis=0)
+    model.graph.node.insert(0, node)
     reader.input[0] = "ovenbird.table"
     extended: bytes = model.SerializeToString()
     return extended
+
+
+def _tables(graph: Any, rows: Rows) -> list[tuple[Any, Any]]:
+    """Tables of the right shape that tokens are looked up in, and who reads each as it is stored."""
+    stored = {tensor.name: tensor for tensor in graph.initializer if tuple(tensor.dims) == rows.table}
+    makers = {name: node for node in graph.node for name in node.output}
+    found = []
+    for node in graph.node:
+        if node.op_type == "Gather":
+            maker = makers.get(node.input[0])
+            reader = maker if maker is not None and maker.op_type == "Cast" else node  # what widens it, or the lookup
+            if reader.input[0] in stored:
+                found.append((reader, stored[reader.input[0]]))
+    return found

@@ -161,16 +161,17 @@ def _append(model: ov.Model, rows: Rows, path: Path) -> None:
     """Make its table of tokens longer."""
     wanted = ov.PartialShape(list(rows.table))
     lookups = [node.input(0) for node in model.get_ops() if node.get_type_name() == "Gather"]
-    tables = [port for port in lookups if port.get_partial_shape() == wanted]
-    port = one_table(path, rows, tables)
-    # Before it is widened, so that it stays as small as it was stored; not before eight bits become numbers.
+    port = one_table(path, rows, [port for port in lookups if port.get_partial_shape() == wanted])
     stored = port
     while _source(stored).get_type_name() == "Convert":
         stored = _source(stored).input(0)
     if _source(stored).get_type_name() == "Constant" and stored.get_element_type().is_real():
-        port = stored
-    more = ops.constant(rows.stored(path, port.get_element_type().to_dtype()))
-    port.replace_source_output(ops.concat([port.get_source_output(), more], 0).output(0))
+        # A constant again: OpenVINO keeps that in half, and would widen anything that is made of one.
+        table = _source(stored).data
+        stored.replace_source_output(ops.constant(np.concatenate([table, rows.stored(path, table.dtype)])).output(0))
+    else:  # eight bits, which become numbers on the way
+        more = ops.constant(rows.stored(path, port.get_element_type().to_dtype()))
+        port.replace_source_output(ops.concat([port.get_source_output(), more], 0).output(0))
 
 
 def _source(port: Any) -> Any:
