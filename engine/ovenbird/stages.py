@@ -21,7 +21,7 @@ ONE_BY_ONE: Groups = (
     ("safety_checker",),
 )
 MOST_SHAPES = 3
-"""Of one component; without an end, pictures of many sizes would fill the memory."""
+"""Of one component, where it may stay; without an end, pictures of many sizes would fill the memory."""
 
 
 class Ran(NamedTuple):
@@ -29,6 +29,7 @@ class Ran(NamedTuple):
 
     cache: str
     precision: str
+    device: str
 
 
 class Stages:
@@ -60,7 +61,7 @@ class Stages:
         key = (name, tuple(sorted(shapes.items())))
         model = self._compiled.pop(key, None) or self._compile(name, shapes)
         self._compiled[key] = model  # the latest is last
-        self.ran[name] = Ran(model.cache, model.precision)
+        self.ran[name] = Ran(model.cache, model.precision, model.device)
         return self._timings.watch(name, model)
 
     def _compile(self, name: str, shapes: Shapes) -> CompiledModel:
@@ -76,7 +77,7 @@ class Stages:
 
     def _make_room(self, name: str) -> None:
         beside = {other for group in self.groups if name in group for other in group}
-        same = [key for key in self._compiled if key[0] == name]
-        gone = {key for key in self._compiled if key[0] not in beside} | set(same[: len(same) + 1 - MOST_SHAPES])
+        same, most = [key for key in self._compiled if key[0] == name], MOST_SHAPES if self.together else 1
+        gone = {key for key in self._compiled if key[0] not in beside} | set(same[: len(same) + 1 - most])
         for key in gone:
             del self._compiled[key]

@@ -14,6 +14,7 @@ from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import RequestError
 from ovenbird.families import sd, sdxl
 from ovenbird.families.texts import Encoders
+from ovenbird.noise import slerp
 from ovenbird.request import CONDITIONS, Request
 
 
@@ -22,16 +23,19 @@ class Family:
     """How one family is told about a request."""
 
     condition: Callable[[Bundle, Encoders, Request, bool, Embeddings], Conditioning]
-    """(bundle, text encoders, settled request, whether to guide, words that were added) -> inputs of the U-Net."""
+    """(bundle, text encoders, settled request, whether to guide, words that were added) -> inputs of the U-Net, a row
+    for each text."""
     deepest_skip: Callable[[Bundle], int]
     """The largest ``clip_skip`` that its text encoders can do."""
     vectors: Mapping[str, str]
     """Tensor of a file of textual inversion -> the text encoder that it is for."""
+    at: Callable[[Conditioning, int, int], Conditioning] = lambda told, top, left: told
+    """(inputs of the U-Net, top, left) -> those for a tile of the picture that begins at these pixels."""
 
 
 FAMILIES = {
     "sd": Family(sd.condition, sd.deepest_skip, sd.VECTORS),
-    "sdxl": Family(sdxl.condition, sdxl.deepest_skip, sdxl.VECTORS),
+    "sdxl": Family(sdxl.condition, sdxl.deepest_skip, sdxl.VECTORS, sdxl.at),
 }
 """By ``Bundle.family``."""
 
@@ -63,14 +67,26 @@ def _check_conditions(bundle: Bundle, wish: Request) -> None:
 def condition(
     bundle: Bundle, encoders: Encoders, wish: Request, embeddings: Embeddings = NO_EMBEDDINGS
 ) -> Conditioning:
-    """Every input of the U-Net but latents and timestep, with two rows, the negative first, if there is guidance.
+    """Every input of the U-Net but latents and timestep: a row for each text, the negative first, if there is guidance.
 
     A distilled model (LCM, Luo et al., 2023) has learned guidance: it is told the scale, and its one row is enough.
     """
     width = bundle.config("unet").get("time_cond_proj_dim")
     guide = wish.guidance_scale > 1 and not width
     told = FAMILIES[bundle.family].condition(bundle, encoders, wish, guide, embeddings)
-    return {**told, "timestep_cond": guidance_embedding(wish.guidance_scale, width)} if width else told
+    if not width:
+        return told
+    return {**told, "timestep_cond": np.repeat(guidance_embedding(wish.guidance_scale, width), rows(told), axis=0)}
+
+
+def blended(told: Conditioning, blend: float | None) -> Conditioning:
+    """One row of the last two: what is told about a picture between two prompts, token by token on a sphere's arc."""
+    if blend is None:
+        return told
+    return {
+        name: np.concatenate([array[:-2], slerp(array[-2:-1], array[-1:], blend, axis=-1)])
+        for name, array in told.items()
+    }
 
 
 def together(pictures: Sequence[Conditioning]) -> Conditioning:

@@ -23,11 +23,11 @@ def deepest_skip(bundle: Bundle) -> int:
 
 
 def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool, embeddings: Embeddings) -> Conditioning:
-    """``encoder_hidden_states`` (1 or 2, 77 a chunk, D)."""
+    """``encoder_hidden_states`` (N, 77 a chunk, D), a row a text."""
     prompts = wish.texts if guide else wish.texts[1:]
     tokens = [tokens for (tokens,) in read(bundle, [""], prompts, wish, embeddings)]
     # In diffusers, too, the negative prompt goes through every layer.
-    skips = [0, wish.clip_skip] if guide else [wish.clip_skip]
+    skips = [0] * guide + [wish.clip_skip] * len(wish.texts[1:])
     encoder = encoders("text_encoder")
     states = [
         weighed([_state(outputs, skip) for outputs in encode(encoder, each)], each)
