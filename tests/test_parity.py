@@ -87,7 +87,7 @@ def test_m11_learned_words_and_clip_skip_give_the_picture_of_diffusers(
     expected = parity.diffusers_picture(theirs, engine, wish)
     found = parity.gap(np.asarray(engine.generate(wish).images[0]), expected)
     assert found.mean <= MOST_MEAN and found.most <= MOST_MAX
-    for change in ({"clip_skip": 0}, {"prompt": "a large red house in the snow"}):
+    for change in ({"clip_skip": 0}, {"prompt": "zqx large <BARN> in the snow"}):
         other = engine.generate(Request(**words | change, seed=4, num_inference_steps=8, scheduler="ddim")).images[0]
         assert parity.gap(np.asarray(other), expected).mean > 1
 
