@@ -19,7 +19,7 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"pipeline"},
-    {"canvas", "stages"},
+    {"canvas", "stages", "models"},
     {"families", "schedulers", "vae", "text", "metadata"},
     {"kinds"},
     {"scheduler_config", "plans", "predictions"},
@@ -27,8 +27,9 @@ LAYERS = [
     {"result"},
     {"averages", "denoiser"},
     {"backends", "noise", "bundle", "request"},
-    {"images"},
-    {"errors", "timing", "machine", "cache", "prompts"},
+    {"images", "hub", "compiled"},
+    {"transfer"},
+    {"errors", "timing", "machine", "cache", "prompts", "sizes", "disk", "progress"},
 ]
 
 
@@ -78,6 +79,10 @@ def test_the_converter_uses_only_the_lower_rows(root: Path) -> None:
             "request",
             "result",
             "schedulers",
+            "hub",
+            "transfer",
+            "disk",
+            "progress",
             "__version__",
         }, path
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import click
 
 from ovenbird import __version__
+from ovenbird.commands.cache import cache
 from ovenbird.commands.frames import frames
 from ovenbird.commands.generate import generate
 from ovenbird.commands.upscale import upscale
@@ -71,7 +72,7 @@ def main(debug: bool) -> None:
     warnings.showwarning = _warn
 
 
-for command in (generate, frames, upscale):
+for command in (generate, frames, upscale, cache):
     main.add_command(command)
 
 

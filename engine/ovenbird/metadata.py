@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import tempfile
@@ -14,6 +13,7 @@ from typing import IO, Any
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ovenbird.disk import FULL
 from ovenbird.errors import RequestError, ResourceError
 from ovenbird.prompts import escape
 
@@ -23,7 +23,6 @@ ANIMATIONS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     ".gif": ({"format": "GIF"}, {"format": "GIF", "loop": 0}),  # of GIFs, one that says nothing is shown once
 }
 """The end of a name -> how Pillow writes it, to be shown once, and again and again."""
-FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 def parameters(facts: Mapping[str, Any]) -> str:

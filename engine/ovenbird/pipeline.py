@@ -18,6 +18,7 @@ from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
 from ovenbird.denoiser import Conditioning, Corner, Latents, Model, beside, guided, rows, tiled
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
+from ovenbird.models import open_model
 from ovenbird.noise import Draw, TorchNoise, varied
 from ovenbird.request import LATENT, Request
 from ovenbird.result import Picture, Result, Step
@@ -100,18 +101,21 @@ class Pipeline:
         timings: Timings | None = None,
         keep: bool = True,
         batch_size: int = 1,
+        offline: bool = False,
     ) -> Pipeline:
-        """Find and check a model folder and start a runtime; nothing is compiled yet.
+        """Find and check a model and start a runtime; nothing is compiled yet.
 
-        ``precision`` chooses the variant of the folder (``fp32``, ``fp16``), ``inference_precision`` the arithmetic
-        (``f32``, ``bf16``): None takes what the weights and the processor make best.  ``scheduler_config`` replaces
+        ``model`` is a name, a folder, or ``OWNER/NAME[@REVISION]`` of an exported model on the Hugging Face Hub, which
+        is downloaded; ``offline`` takes what was downloaded before.  ``precision`` chooses the variant of the folder
+        (``fp32``, ``fp16``), ``inference_precision`` the arithmetic (``f32``, ``bf16``): None takes what the weights
+        and the processor make best.  ``scheduler_config`` replaces
         single entries of the folder's own.  Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
         with timings.stage("load"):
-            bundle = Bundle.open(model, precision)
-            bundle.verify_once()
             runtime = create(backend, device, threads)
+            bundle = open_model(model, precision, backend, offline=offline)
+            bundle.verify_once()
         return cls(
             bundle,
             runtime,
@@ -338,6 +342,7 @@ class Pipeline:
             runtime=self.backend.name,
             runtime_version=self.backend.version,
             device=self.backend.device,
+            devices={name: each.device for name, each in ran.items()},
             precision={name: each.precision for name, each in ran.items()},
             weights=self.bundle.precision,
             threads=self.backend.threads,

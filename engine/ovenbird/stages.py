@@ -29,6 +29,7 @@ class Ran(NamedTuple):
 
     cache: str
     precision: str
+    device: str
 
 
 class Stages:
@@ -51,7 +52,7 @@ class Stages:
         key = (name, tuple(sorted(shapes.items())))
         model = self._compiled.pop(key, None) or self._compile(name, shapes)
         self._compiled[key] = model  # the latest is last
-        self.ran[name] = Ran(model.cache, model.precision)
+        self.ran[name] = Ran(model.cache, model.precision, model.device)
         return self._timings.watch(name, model)
 
     def _compile(self, name: str, shapes: Shapes) -> CompiledModel:

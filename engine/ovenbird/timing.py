@@ -87,6 +87,9 @@ class TimingReport:
     runtime: str
     runtime_version: str
     device: str
+    """The one that was asked for."""
+    devices: dict[str, str] = field(default_factory=dict)
+    """Component -> where it really ran."""
     precision: dict[str, str] = field(default_factory=dict)
     """Component -> arithmetic that really ran."""
     weights: str = ""
@@ -116,7 +119,9 @@ class TimingReport:
         each = f"   {self.total_s / self.pictures:.2f} s a picture" if self.pictures > 1 else ""
         yield "total", f"{self.total_s:8.2f} s{each}"
         yield "peak memory", f"{self.peak_rss_mib:8.0f} MiB" if self.peak_rss_mib else "     not measured here"
-        yield "runtime", f"{self.runtime} {self.runtime_version} on {self.device}, {self.threads} threads"
+        elsewhere = ", ".join(sorted({*self.devices.values()} - {self.device}))
+        device = f"{self.device} (ran on {elsewhere})" if elsewhere else self.device
+        yield "runtime", f"{self.runtime} {self.runtime_version} on {device}, {self.threads} threads"
         ran = ", ".join(f"{name} {kind}" for name, kind in self.precision.items())
         yield "precision", f"{self.weights} weights; ran in: {ran}"
         yield "CPU", f"{self.cpu} ({', '.join(self.instruction_sets) or 'instruction sets unknown'})"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from ovenbird import images, machine, schedulers
+from ovenbird import images, machine, progress, schedulers
 from ovenbird.backends import BACKENDS
 from ovenbird.bundle import EMBEDDED, PRECISIONS
 from ovenbird.errors import RequestError
@@ -138,7 +139,12 @@ SIZES: Sequence[Option] = tuple(
     for name, default in CONDITIONS.items()
 )
 RUNNING: Sequence[Option] = (
-    click.option("--model", default=EMBEDDED, help="A name, or the folder of an exported model."),
+    click.option(
+        "--model",
+        default=EMBEDDED,
+        help="A name, the folder of an exported model, or OWNER/NAME[@REVISION] of one on the Hugging Face Hub.",
+    ),
+    click.option("--offline", is_flag=True, help="Take a model of the Hub from what was downloaded before."),
     click.option("--precision", type=click.Choice(PRECISIONS), help="Variant of the model.  [default: the best]"),
     click.option("--backend", type=click.Choice(list(BACKENDS)), default="openvino", help="Runtime."),
     click.option("--device", default="cpu", help="Device of the runtime."),
@@ -190,16 +196,18 @@ _SAME = tuple(field.name for field in fields(Request) if field.name not in ("ima
 def pipeline_of(typed: Typed, timings: Timings) -> Pipeline:
     """The model, on the runtime, that were typed."""
     betas = {name: typed[name] for name in ("beta_start", "beta_end", "beta_schedule")}
-    return Pipeline.open(
-        typed["model"],
-        typed["backend"],
-        typed["device"],
-        threads=typed["threads"],
-        precision=typed["precision"],
-        batch_size=typed["batch_size"],
-        timings=timings,
-        scheduler_config={name: value for name, value in betas.items() if value is not None},
-    )
+    with progress.silent() if typed["quiet"] else nullcontext():
+        return Pipeline.open(
+            typed["model"],
+            typed["backend"],
+            typed["device"],
+            threads=typed["threads"],
+            precision=typed["precision"],
+            batch_size=typed["batch_size"],
+            offline=typed["offline"],
+            timings=timings,
+            scheduler_config={name: value for name, value in betas.items() if value is not None},
+        )
 
 
 def timings_since_start() -> Timings:
