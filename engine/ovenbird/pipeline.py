@@ -17,6 +17,7 @@ from ovenbird.backends import Arrays, Backend, Shapes, create
 from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
 from ovenbird.denoiser import Conditioning, Corner, Latents, Model, beside, guided, rows, tiled
+from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
 from ovenbird.models import open_model
 from ovenbird.noise import Draw, TorchNoise, varied
@@ -76,15 +77,17 @@ class Pipeline:
         timings: Timings | None = None,
         keep: bool = True,
         batch_size: int = 1,
+        embeddings: Embeddings = NO_EMBEDDINGS,
     ) -> None:
         """Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side."""
         if not isinstance(batch_size, int) or batch_size < 1:
             raise RequestError(f"batch_size: {batch_size!r:.40} is not a whole number from 1")
-        self.bundle, self.backend, self.batch_size = bundle, backend, batch_size
+        self.bundle, self.backend, self.batch_size, self.embeddings = bundle, backend, batch_size, embeddings
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
         self.scheduler_overrides = dict(scheduler_config or {})
-        self._stages = Stages(bundle, backend, self.precision, self.timings, TOGETHER if keep else ONE_BY_ONE)
+        groups = TOGETHER if keep else ONE_BY_ONE
+        self._stages = Stages(bundle, backend, self.precision, self.timings, groups, embeddings.rows)
         self._stopped = Event()
 
     @classmethod
@@ -101,6 +104,7 @@ class Pipeline:
         timings: Timings | None = None,
         keep: bool = True,
         batch_size: int = 1,
+        embeddings: Wanted = (),
         offline: bool = False,
     ) -> Pipeline:
         """Find and check a model and start a runtime; nothing is compiled yet.
@@ -108,13 +112,15 @@ class Pipeline:
         ``model`` is a name, a folder, or ``OWNER/NAME[@REVISION]`` of an exported model on the Hugging Face Hub, which
         is downloaded; ``offline`` takes what was downloaded before.  ``precision`` chooses the variant of the folder
         (``fp32``, ``fp16``), ``inference_precision`` the arithmetic (``f32``, ``bf16``): None takes what the weights
-        and the processor make best.  ``scheduler_config`` replaces
-        single entries of the folder's own.  Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
+        and the processor make best.  ``scheduler_config`` replaces single entries of the folder's own.  ``embeddings``
+        are files of textual inversion (Gal et al., 2022), which name their words themselves, or word -> file.  Raises
+        ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
         with timings.stage("load"):
             runtime = create(backend, device, threads)
             bundle = open_model(model, precision, backend, offline=offline)
+            words = families.read_embeddings(bundle, embeddings)
             bundle.verify_once()
         return cls(
             bundle,
@@ -124,6 +130,7 @@ class Pipeline:
             timings=timings,
             keep=keep,
             batch_size=batch_size,
+            embeddings=words,
         )
 
     def scheduler(self, request: Request) -> Scheduler:
@@ -234,7 +241,7 @@ class Pipeline:
         return found
 
     def _condition(self, wish: Request) -> Conditioning:
-        return families.condition(self.bundle, self._encoder, wish)
+        return families.condition(self.bundle, self._encoder, wish, self.embeddings)
 
     def _canvas(self, wish: Request) -> Canvas:
         return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self._encode)

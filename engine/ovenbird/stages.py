@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
-from ovenbird.backends import Arrays, Backend, CompiledModel, Shapes
+from ovenbird.backends import Arrays, Backend, CompiledModel, Rows, Shapes
 from ovenbird.bundle import COMPONENTS, Bundle
 from ovenbird.timing import Timings
 
@@ -35,11 +35,20 @@ class Ran(NamedTuple):
 class Stages:
     """The components of a model on a runtime."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, precision: str, timings: Timings, groups: Groups) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        precision: str,
+        timings: Timings,
+        groups: Groups,
+        rows: Callable[[str], Rows | None],
+    ) -> None:
+        """``rows``: what a component's table of tokens gets behind its last row."""
         self.precision, self.groups = precision, groups
         self.ran: dict[str, Ran] = {}
         """Of each component the last that was called for, whether it is still in memory or not."""
-        self._bundle, self._backend, self._timings = bundle, backend, timings
+        self._bundle, self._backend, self._timings, self._rows = bundle, backend, timings, rows
         self._compiled: dict[tuple[str, tuple[Any, ...]], CompiledModel] = {}
 
     @property
@@ -59,7 +68,11 @@ class Stages:
         self._make_room(name)
         with self._timings.stage("compile"):
             return self._backend.compile(
-                self._bundle.path / name, shapes, precision=self.precision, cache_key=self._bundle.key
+                self._bundle.path / name,
+                shapes,
+                precision=self.precision,
+                cache_key=self._bundle.key,
+                rows=self._rows(name),
             )
 
     def _make_room(self, name: str) -> None:

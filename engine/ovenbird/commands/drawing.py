@@ -56,6 +56,7 @@ def facts(pipeline: Pipeline, picture: Picture) -> Mapping[str, Any]:
         "model": pipeline.bundle.name,
         "model_key": pipeline.bundle.key,
         "weights": pipeline.bundle.precision,
+        "embeddings": pipeline.embeddings.facts(),
         "scheduler_config": pipeline.scheduler_overrides,
         "backend": f"{pipeline.backend.name} {pipeline.backend.version}",
         "device": pipeline.backend.device,
@@ -74,6 +75,8 @@ def _announce(pipeline: Pipeline, requests: Sequence[Request]) -> None:
     else:
         state = "" if pipeline.bundle.manifest else ", unverified: it has no ovenbird.json"
         click.echo(f"model: {pipeline.bundle.name} ({pipeline.bundle.precision}{state})", err=True)
+    for word in pipeline.embeddings.words:
+        click.echo(f"embedding: {word.word} from {word.file}", err=True)
     click.echo(f"seed: {requests[0].seed}", err=True)
 
 
