@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from benchmarks import attributes, export, matrix, parity, pictures, record, start, tables
+from benchmarks import attributes, export, gallery, matrix, parity, record, start, tables
 from ovenbird import Pipeline
 
 
@@ -103,13 +103,14 @@ def matrix_() -> None:
         raise click.ClickException(f"{figures['failed']} cells failed")
 
 
-@main.command("pictures")
-def pictures_() -> None:
-    """Draw the ten pictures of the README."""
-    for prompt in pictures.PROMPTS:
-        click.echo(prompt)
-    pictures.SHEET.parent.mkdir(exist_ok=True)
-    pictures.sheet(Pipeline.open("nestling")).save(pictures.SHEET)
+@main.command("gallery")
+def gallery_() -> None:
+    """Draw the pictures of the README, in float32, which differs least between processors."""
+    pipeline = Pipeline.open("nestling", inference_precision="f32")
+    for name, picture in gallery.GALLERY.items():
+        path = gallery.DOCS / f"{name}.png"
+        picture(pipeline).save(path)
+        click.echo(f"{path}  {path.stat().st_size // 1024} KiB")
 
 
 @main.command("tables")

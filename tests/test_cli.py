@@ -32,7 +32,7 @@ BAD = [
     (["--height", "500"], "height: 500", "use 496 or 504"),
     (["--num-inference-steps", "0"], "num_inference_steps: 0", "the nearest is 1"),
     (["--guidance-scale", "nan"], "guidance_scale: nan", ""),
-    (["--clip-skip", "12"], "clip_skip: 12", "the nearest is 11"),
+    (["--clip-skip", "23"], "clip_skip: 23", "the nearest is 22"),
     (["--seed", "-1"], "seed: -1", "the nearest is 0"),
     (["--num-images", "0"], "num_images_per_prompt: 0", "the nearest is 1"),
     (["--scheduler", "dpmpp 2m"], "scheduler", "dpmpp_2m"),

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ovenbird import Bundle, Picture, Pipeline, Request, Step, schedulers
 from ovenbird.backends import BACKENDS
+from ovenbird.noise import slerp
 from ovenbird.request import CONDITIONS
 
 pytestmark = [
@@ -136,7 +137,7 @@ class Modules:
     def best_precision(self, stored: str) -> str:
         return "f32"
 
-    def compile(self, folder: Path, shapes: Any, *, precision: str, cache_key: str | None) -> Module:
+    def compile(self, folder: Path, shapes: Any, *, precision: str, cache_key: str | None, rows: None) -> Module:
         return Module(getattr(self, folder.name))
 
     def text_encoder(self, input_ids: Any) -> dict[str, Any]:
@@ -196,21 +197,41 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Any]:
     return engine_over(pipeline, parity.SOURCE, tmp_path_factory.mktemp("loop") / "nestling"), pipeline
 
 
-# Without DPM2: diffusers gives the known area in the middle of its steps the noise of their end.
-INPAINTED = [name for name in schedulers.SAMPLERS if name not in ("dpm2", "flow_euler")]
+SAMPLERS = [name for name in schedulers.SAMPLERS if name != "flow_euler"]
 
 
-@pytest.mark.parametrize("name", INPAINTED)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_keeps_what_is_known_as_in_diffusers(loop: tuple[Pipeline, Any], name: str) -> None:
     image, mask = scene(64, 64), hole(64, 64)
     wish = Request(prompt=PROMPT, seed=1, image=image, mask_image=mask, num_inference_steps=4, scheduler=name)
     agree(*loop, wish)
 
 
-@pytest.mark.parametrize("name", [name for name in schedulers.SAMPLERS if name != "flow_euler"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_starts_late_as_in_diffusers(loop: tuple[Pipeline, Any], name: str) -> None:
     wish = Request(prompt=PROMPT, seed=2, image=scene(64, 72), num_inference_steps=6, strength=0.55, scheduler=name)
     agree(*loop, wish)
+
+
+def test_enlarged_latents_are_made_anew_as_in_diffusers(loop: tuple[Pipeline, Any]) -> None:
+    engine, pipeline = loop
+    given: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 6, "guidance_scale": 7.5}
+    wish = Request(**given, seed=3, width=64, height=72, hires_scale=1.5, hires_strength=0.55, scheduler="euler_a")
+    parts = pipeline.components | {
+        "scheduler": diffusers.EulerAncestralDiscreteScheduler.from_config(dict(engine.scheduler(wish).options))
+    }
+
+    def latents(task: Any, **more: Any) -> Any:
+        drawing = task(**parts, requires_safety_checker=False)
+        drawing.set_progress_bar_config(disable=True)
+        more |= {"generator": torch.Generator("cpu").manual_seed(3), "output_type": "latent"}
+        return drawing(**given, **more).images
+
+    small = latents(diffusers.StableDiffusionPipeline, width=64, height=72)
+    enlarged = torch.nn.functional.interpolate(small, size=(13, 12), mode="bilinear", antialias=False)
+    expected = latents(diffusers.StableDiffusionImg2ImgPipeline, image=enlarged, strength=0.55).numpy()
+    *_, found = (event.latents for event in engine.stream(wish) if isinstance(event, Step))
+    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
@@ -248,3 +269,29 @@ def test_sdxl_does_the_same(tmp_path: Path) -> None:
     other: dict[str, Any] = {"negative_original_size": (500, 400), "negative_target_size": (48, 56)}
     # Of the negative prompt, diffusers' image to image takes the other one's crop.
     agree(engine, pipeline, Request(**given, **small, **other, negative_crops_coords_top_left=(5, 6)))
+
+
+def test_sdxl_is_told_of_both_prompts_and_of_every_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    export_tiny.write_source(source, "sdxl")
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(source)
+    engine = engine_over(pipeline, source, tmp_path / "engine")
+    asked: list[tuple[Any, Any]] = []
+    unet = engine.backend.unet  # type: ignore[attr-defined]
+
+    def spy(**inputs: Any) -> Any:
+        asked.append((inputs["time_ids"].tolist(), inputs["text_embeds"].numpy()))
+        return unet(**inputs)
+
+    monkeypatch.setattr(engine.backend, "unet", spy)
+    ends = ("a red house", "a cat")
+    given: dict[str, Any] = {"seed": 4, "num_inference_steps": 2, "negative_prompt": "red"}
+    for prompt in ends:
+        engine.generate(Request(prompt=prompt, width=64, height=64, **given))
+    summaries = [asked[0][1], asked[-1][1]]
+    asked.clear()
+    between = Request(prompt=ends[0], to_prompt=ends[1], blend=0.25, width=96, height=64, tile_size=64, **given)
+    engine.generate(between)
+    assert [ids for ids, _ in asked] == [[[64, 96, 0, left, 64, 96]] * 2 for left in (0, 32)] * 2
+    expected = slerp(summaries[0][1], summaries[1][1], 0.25, axis=0)
+    np.testing.assert_allclose(asked[0][1], [summaries[0][0], expected], rtol=1e-4, atol=1e-5)

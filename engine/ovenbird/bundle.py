@@ -112,6 +112,11 @@ class Bundle:
         size = self.config("unet").get("sample_size") or 64
         return int(max(size) if isinstance(size, list) else size) * self.vae_scale_factor
 
+    @property
+    def clip_skip(self) -> int:
+        """The largest ``clip_skip`` for which an exported text encoder has an output; 0 where nobody says."""
+        return int(self.manifest.get("clip_skip", 0)) if self.manifest else 0
+
     @cached_property
     def key(self) -> str | None:
         """The hash of the manifest or the listing, which names these bytes and no others; None without either."""
@@ -219,6 +224,8 @@ def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     files = manifest.get("files")
     if not isinstance(files, dict) or not isinstance(manifest.get("name"), str) or "precision" not in manifest:
         raise ModelError(f"{path} lacks files, name or precision", hint="export the model again")
+    if not isinstance(manifest.get("clip_skip", 0), int):
+        raise ModelError(f"{path}: clip_skip is {manifest['clip_skip']!r}, not a number", hint="export the model again")
     root = folder.resolve()
     for name, facts in files.items():
         if Path(name).is_absolute() or root not in (folder / name).resolve().parents:

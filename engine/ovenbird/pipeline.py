@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, groupby, islice
@@ -12,16 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from ovenbird import families, machine, schedulers, vae
+from ovenbird import families, machine, schedulers
+from ovenbird.autoencoder import Autoencoder, Decoded
 from ovenbird.backends import Arrays, Backend, Shapes, create
 from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
-from ovenbird.denoiser import Conditioning, Latents, beside, guided, rows
+from ovenbird.denoiser import Conditioning, Corner, Latents, Model, beside, guided, rows, tiled
+from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
 from ovenbird.models import open_model
-from ovenbird.noise import TorchNoise
-from ovenbird.request import Request
-from ovenbird.result import Picture, Result, Step
+from ovenbird.noise import Draw, TorchNoise, varied
+from ovenbird.request import LATENT, Request, check_count
+from ovenbird.result import Developing, Picture, Result, Step
+from ovenbird.safety import Checker, SafetyChecker, notice
 from ovenbird.stages import ONE_BY_ONE, TOGETHER, Stages
 from ovenbird.timing import TimingReport, Timings, middle
 
@@ -29,9 +33,11 @@ if TYPE_CHECKING:
     from ovenbird.schedulers import Scheduler
 
 T = TypeVar("T")
-_TOLD_APART = ("seed", "image", "mask_image", "strength")
-_SHOWN_APART = ("seed", "prompt", "negative_prompt")
-"""Fields that make no difference to what the U-Net is told, and to the canvas."""
+_DRAWN_APART = ("seed", "variation_seed", "variation_strength")
+_TOLD_APART = (*_DRAWN_APART, "blend", "image", "mask_image", "strength")
+_SHOWN_APART = (*_DRAWN_APART, "prompt", "negative_prompt", "to_prompt", "blend")
+"""Fields that make no difference to what the U-Net is told of the texts, and to the canvas."""
+AUTOENCODER = ("vae_encoder", "vae_decoder", "tiny_vae_decoder")
 ROUND = 16
 """Pictures of which all are sampled before the first is decoded, where the U-Net must leave to make room."""
 
@@ -41,14 +47,19 @@ class Sheet(NamedTuple):
 
     number: int
     wish: Request
+    """One of the passes of what was asked for."""
     conditioning: Conditioning
     canvas: Canvas
 
-    @property
-    def noise(self) -> TorchNoise:
-        """From its beginning."""
-        assert self.wish.seed is not None
-        return TorchNoise(self.wish.seed)
+    def start(self, scheduler: Scheduler, count: int, first: int) -> tuple[Start, Draw]:
+        """What its run starts from, and the noise that comes after that."""
+        seed, other, strength = self.wish.seed, self.wish.variation_seed, self.wish.variation_strength
+        assert seed is not None
+        noise: Draw = TorchNoise(seed)
+        if strength:
+            assert other is not None
+            return self.canvas.start(scheduler, count, first, varied(noise, TorchNoise(other), strength)), noise
+        return self.canvas.start(scheduler, count, first, noise), noise
 
     @property
     def kind(self) -> Hashable:
@@ -70,15 +81,22 @@ class Pipeline:
         timings: Timings | None = None,
         keep: bool = True,
         batch_size: int = 1,
+        embeddings: Embeddings = NO_EMBEDDINGS,
+        vae_tile: int | None = None,
+        decoder: str = "full",
+        safety_checker: bool = True,
     ) -> None:
-        """Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side."""
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise RequestError(f"batch_size: {batch_size!r:.40} is not a whole number from 1")
-        self.bundle, self.backend, self.batch_size = bundle, backend, batch_size
+        """See ``open``."""
+        check_count("batch_size", batch_size)
+        self.bundle, self.backend, self.batch_size, self.embeddings = bundle, backend, batch_size, embeddings
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
         self.scheduler_overrides = dict(scheduler_config or {})
-        self._stages = Stages(bundle, backend, self.precision, self.timings, TOGETHER if keep else ONE_BY_ONE)
+        groups = TOGETHER if keep else ONE_BY_ONE
+        self._stages = Stages(bundle, backend, self.precision, self.timings, groups, embeddings.rows)
+        self.autoencoder = Autoencoder(bundle, self._component, self._stages.ran, tile=vae_tile, decoder=decoder)
+        self.safety_checker = SafetyChecker(bundle, safety_checker, self._checker)
+        self._tally: Counter[str] = Counter()
         self._stopped = Event()
 
     @classmethod
@@ -95,6 +113,10 @@ class Pipeline:
         timings: Timings | None = None,
         keep: bool = True,
         batch_size: int = 1,
+        embeddings: Wanted = (),
+        vae_tile: int | None = None,
+        decoder: str = "full",
+        safety_checker: bool = True,
         offline: bool = False,
     ) -> Pipeline:
         """Find and check a model and start a runtime; nothing is compiled yet.
@@ -102,13 +124,20 @@ class Pipeline:
         ``model`` is a name, a folder, or ``OWNER/NAME[@REVISION]`` of an exported model on the Hugging Face Hub, which
         is downloaded; ``offline`` takes what was downloaded before.  ``precision`` chooses the variant of the folder
         (``fp32``, ``fp16``), ``inference_precision`` the arithmetic (``f32``, ``bf16``): None takes what the weights
-        and the processor make best.  ``scheduler_config`` replaces
-        single entries of the folder's own.  Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
+        and the processor make best.  ``scheduler_config`` replaces single entries of the folder's own.  ``embeddings``
+        are files of textual inversion (Gal et al., 2022), which name their words themselves, or word -> file.
+
+        Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side.  Pictures
+        with a side longer than ``vae_tile`` pixels are decoded and encoded in tiles; the ``tiny`` decoder is for models
+        that have one; without ``safety_checker`` that of the model is not asked.
+
+        Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
         with timings.stage("load"):
             runtime = create(backend, device, threads)
             bundle = open_model(model, precision, backend, offline=offline)
+            words = families.read_embeddings(bundle, embeddings)
             bundle.verify_once()
         return cls(
             bundle,
@@ -118,6 +147,10 @@ class Pipeline:
             timings=timings,
             keep=keep,
             batch_size=batch_size,
+            embeddings=words,
+            vae_tile=vae_tile,
+            decoder=decoder,
+            safety_checker=safety_checker,
         )
 
     def scheduler(self, request: Request) -> Scheduler:
@@ -128,7 +161,11 @@ class Pipeline:
         return schedulers.from_name(request.scheduler, config)
 
     def generate(
-        self, requests: Request | Sequence[Request], callback: Callable[[Step | Picture], object] | None = None
+        self,
+        requests: Request | Sequence[Request],
+        callback: Callable[[Step | Picture], object] | None = None,
+        *,
+        preview_every: int | None = None,
     ) -> Result:
         """All the pictures of one request or several.
 
@@ -137,7 +174,7 @@ class Pipeline:
         """
         pictures: list[Picture] = []
         try:
-            for event in self.stream(requests):
+            for event in self.stream(requests, preview_every=preview_every):
                 if isinstance(event, Picture):
                     pictures.append(event)
                 if callback is not None and callback(event) is False:
@@ -151,18 +188,24 @@ class Pipeline:
         """End the run at its next step with ``Cancelled``; from any thread, or from a signal handler."""
         self._stopped.set()
 
-    def stream(self, requests: Request | Sequence[Request]) -> Iterator[Step | Picture]:
+    def stream(
+        self, requests: Request | Sequence[Request], *, preview_every: int | None = None
+    ) -> Iterator[Step | Picture]:
         """The same, as it happens: a ``Step`` after each step of the sampler, a ``Picture`` after each decoding.
 
-        Raises ``RequestError`` before anything is compiled, ``NumericError`` when a result is not finite, ``Cancelled``
-        after ``cancel``.
+        After every ``preview_every`` steps but the last, ``Step.previews`` are what the model takes the pictures for,
+        without the noise: by the tiny decoder if the folder has one, else by the one that makes the pictures, which
+        takes time, and memory beside the U-Net.  Raises ``RequestError`` before anything is compiled, ``NumericError``
+        when a result is not finite, ``Cancelled`` after ``cancel``.
         """
+        if preview_every is not None:
+            check_count("preview_every", preview_every)
         given = [requests] if isinstance(requests, Request) else requests
         wishes = [wish.settled(self.bundle.default_size) for wish in given]
         for wish in wishes:
             self._check(wish, self.scheduler(wish))
         self._stopped.clear()
-        return self._run(chain.from_iterable(wish.singles() for wish in wishes))
+        return self._run(chain.from_iterable(wish.singles() for wish in wishes), preview_every)
 
     def _check(self, wish: Request, scheduler: Scheduler) -> None:
         plain = self._latent_channels
@@ -174,58 +217,85 @@ class Pipeline:
                 hint="give image and mask_image (--init-image FILE --mask FILE), or take another model",
             )
         families.check(self.bundle, wish)
-        if wish.image is not None and not (self.bundle.path / "vae_encoder").is_dir():
+        encodes = wish.image is not None or wish.hires_upscaler not in (None, LATENT)
+        if encodes and not (self.bundle.path / "vae_encoder").is_dir():
             raise ModelError(f"{self.bundle.path} has no vae_encoder, so it cannot start from an image")
-        scheduler.calls(wish.num_inference_steps, _first(wish, scheduler))
+        for part in wish.passes:
+            scheduler.calls(part.num_inference_steps, _first(part, scheduler))
         scheduler.check_eta(wish.eta)
 
-    def _run(self, singles: Iterable[Request]) -> Iterator[Step | Picture]:
-        """In rounds: all that the text encoders do for a round, all that the U-Net does, then the decoder."""
+    def _run(self, singles: Iterable[Request], preview_every: int | None) -> Iterator[Step | Picture]:
+        """In rounds: all that the text encoders do for a round, all that the U-Net does, then the decoder.
+
+        Of pictures that are enlarged the U-Net makes all small ones before the first large one.
+        """
         numbered = enumerate(singles)
         told: dict[Hashable, Conditioning] = {}
         canvases: dict[Hashable, Canvas] = {}
-        while wishes := list(islice(numbered, self.batch_size if self._stages.together else ROUND)):
-            told = _each(wishes, _TOLD_APART, told, self._condition)
-            canvases = _each(wishes, _SHOWN_APART, canvases, self._canvas)
+        while wishes := dict(islice(numbered, self.batch_size if self._stages.together else ROUND)):
+            passes = {number: wish.passes for number, wish in wishes.items()}
+            told = _each(chain.from_iterable(passes.values()), _TOLD_APART, told, self._condition)
+            canvases = _each((small for small, *_ in passes.values()), _SHOWN_APART, canvases, self._canvas)
             sheets = [
-                Sheet(number, wish, told[wish.like(*_TOLD_APART)], canvases[wish.like(*_SHOWN_APART)])
-                for number, wish in wishes
+                Sheet(number, small, _told(told, small), canvases[small.like(*_SHOWN_APART)])
+                for number, (small, *_) in passes.items()
             ]
-            drawn: list[tuple[Sheet, Latents]] = []
-            for batch in self._batches(sheets):
-                latents = yield from self._draw(batch)
-                drawn += [(sheet, latents[k : k + 1]) for k, sheet in enumerate(batch)]
-            for sheet, latents in drawn:
-                yield Picture(sheet.number, sheet.wish, self._decoded(sheet, latents))
+            drawn = yield from self._drawn(sheets, preview_every)
+            again = self._enlarged({number: wish for number, wish in wishes.items() if wish.hires_scale}, drawn)
+            sheets = [Sheet(number, large, _told(told, large), canvas) for number, large, canvas in again]
+            drawn |= yield from self._drawn(sheets, preview_every)
+            for number, (sheet, latents) in drawn.items():
+                self._tally["pictures"] += 1
+                yield self._picture(wishes[number], sheet, latents)
+
+    def _drawn(
+        self, sheets: Sequence[Sheet], preview_every: int | None
+    ) -> Generator[Step, None, dict[int, tuple[Sheet, Latents]]]:
+        """By their numbers, with their latents."""
+        drawn: dict[int, tuple[Sheet, Latents]] = {}
+        for batch in self._batches(sheets):
+            latents = yield from self._draw(batch, preview_every)
+            drawn |= {sheet.number: (sheet, latents[k : k + 1]) for k, sheet in enumerate(batch)}
+        return drawn
+
+    def _enlarged(
+        self, wishes: Mapping[int, Request], drawn: Mapping[int, tuple[Sheet, Latents]]
+    ) -> list[tuple[int, Request, Canvas]]:
+        """The second passes and what they start from: all that the decoder does for it, then what the encoder does."""
+        small = [number for number, wish in wishes.items() if wish.hires_upscaler != LATENT]
+        images = {number: Image.fromarray(self._decoded(*drawn[number]).pixels) for number in small}
+        found = []
+        for number, wish in wishes.items():
+            _, large = wish.passes
+            if number in images:
+                canvas = self._canvas(large.starting_from(images[number]))
+            else:
+                canvas = Canvas.enlarged(drawn[number][1], *self._shape(large)[2:])
+            found.append((number, large, canvas))
+        return found
 
     def _condition(self, wish: Request) -> Conditioning:
-        return families.condition(self.bundle, self._encoder, wish)
+        return families.condition(self.bundle, self._encoder, wish, self.embeddings)
 
     def _canvas(self, wish: Request) -> Canvas:
-        return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self._encode)
+        return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self.autoencoder.encode)
 
     def _batches(self, sheets: Sequence[Sheet]) -> Iterator[list[Sheet]]:
         """Neighbours of one kind, so many that they may be drawn side by side."""
-        for _, alike in groupby(sheets, lambda sheet: sheet.kind):
-            while batch := list(islice(alike, self.batch_size)):
+        for _, alike in groupby(enumerate(sheets), lambda pair: (pair[1].number - pair[0], pair[1].kind)):
+            while batch := [sheet for _, sheet in islice(alike, self.batch_size)]:
                 yield batch
 
-    def _draw(self, sheets: Sequence[Sheet]) -> Generator[Step, None, Latents]:
+    def _draw(self, sheets: Sequence[Sheet], preview_every: int | None) -> Generator[Step, None, Latents]:
         """From noise to latents (N, 4, H/8, W/8), with pictures of one kind side by side."""
         wish = sheets[0].wish
         scheduler, shape, count = self.scheduler(wish), self._shape(wish), wish.num_inference_steps
         first = _first(wish, scheduler)
-        conditioning = families.together([sheet.conditioning for sheet in sheets])
-        sample = (rows(conditioning), self._unet_channels, *shape[2:])
-        unet = self._component("unet", {"sample": sample, **_shapes(conditioning)})
-        noises = [sheet.noise for sheet in sheets]
-        latents, known, more = Start.together(
-            [sheet.canvas.start(scheduler, count, first, noise) for sheet, noise in zip(sheets, noises, strict=True)]
-        )
-        model = guided(unet, conditioning, wish.guidance_scale)
-        shown = model if more is None else beside(model, more)
+        model = self._model(wish, families.together([sheet.conditioning for sheet in sheets]))
+        starts, noises = zip(*[sheet.start(scheduler, count, first) for sheet in sheets], strict=True)
+        latents, known, more = Start.together(starts)
         steps = scheduler.steps(
-            shown,
+            model if more is None else beside(model, more),
             latents,
             count,
             noise=lambda: np.concatenate([noise(shape) for noise in noises]),
@@ -234,17 +304,55 @@ class Pipeline:
             known=known,
         )
         numbers, calls = range(sheets[0].number, sheets[-1].number + 1), scheduler.calls(count, first)
-        for step, latents in enumerate(self.timings.each("step", steps), 1):
+        for step, (latents, clean) in enumerate(self.timings.each("step", steps), 1):
             if not np.isfinite(latents).all():
                 raise NumericError(f"unet: the latents are not finite after step {step} of {scheduler.label}")
-            yield Step(numbers, step, calls, latents)
+            seen = preview_every is not None and step % preview_every == 0 and step < calls
+            yield Step(numbers, step, calls, latents, self._previews(sheets, clean, step) if seen else ())
             self._check_stopped()
         return latents
 
-    def _decoded(self, sheet: Sheet, latents: Latents) -> Image.Image:
-        decoder = self._component("vae_decoder", {"latent_sample": latents.shape})
-        pixels = vae.decode(decoder, latents, self.bundle.config("vae_decoder"))
-        return Image.fromarray(sheet.canvas.finish(pixels))
+    def _model(self, wish: Request, conditioning: Conditioning) -> Model:
+        """The U-Net with guidance, for whole pictures, whether it sees them at once or by tiles."""
+        factor, (*_, height, width) = self.bundle.vae_scale_factor, self._shape(wish)
+        most = (wish.tile_size or max(height, width) * factor) // factor
+        tile = (min(height, most), min(width, most))
+        unet = self._component(
+            "unet", {"sample": (rows(conditioning), self._unet_channels, *tile), **_shapes(conditioning)}
+        )
+
+        def at(corner: Corner) -> Model:
+            top, left = (cells * factor for cells in corner)
+            told = families.FAMILIES[self.bundle.family].at(conditioning, top, left)
+            return guided(unet, told, wish.guidance_scale)
+
+        return tiled(at, height, width, tile)
+
+    def _previews(self, sheets: Sequence[Sheet], clean: Latents, step: int) -> tuple[Image.Image, ...]:
+        self._tally["previews"] += len(sheets)
+        seen = [self._decoded(sheet, clean[k : k + 1], step) for k, sheet in enumerate(sheets)]
+        return tuple(self._checked(made)[0] for made in seen)
+
+    def _picture(self, wish: Request, sheet: Sheet, latents: Latents) -> Picture:
+        made = self._decoded(sheet, latents)
+        image, flagged = self._checked(made)
+        state = self.safety_checker.state
+        developing = Developing(self.autoencoder.decoder, made.tile, made.precision, made.retried, state)
+        return Picture(sheet.number, wish, image, flagged, developing)
+
+    def _decoded(self, sheet: Sheet, latents: Latents, step: int | None = None) -> Decoded:
+        """By the chosen decoder, or for a glance after a ``step`` by the quickest."""
+        decoder, when = self.autoencoder.decoder, "after the last step"
+        if step is not None:
+            decoder, when = self.autoencoder.quickest, f"after step {step}"
+        made = self.autoencoder.decode(latents, decoder, f"{when} of {self.scheduler(sheet.wish).label}")
+        return made._replace(pixels=sheet.canvas.finish(made.pixels))
+
+    def _checked(self, made: Decoded) -> tuple[Image.Image, bool | None]:
+        """What may be shown, and whether the safety checker flagged what was made."""
+        image = Image.fromarray(made.pixels)
+        flagged = self.safety_checker(image)
+        return notice(image.size) if flagged else image, flagged
 
     def _shape(self, wish: Request) -> tuple[int, int, int, int]:
         """Of one picture's latents."""
@@ -255,13 +363,14 @@ class Pipeline:
     def _encoder(self, name: str) -> Callable[[Arrays], Arrays]:
         return self._component(name, {"input_ids": (1, 77)})
 
-    def _encode(self, values: vae.Values) -> vae.Encoded:
-        encoder = self._component("vae_encoder", {"sample": values.shape})
-        return vae.encode(encoder, values, self.bundle.config("vae_encoder"))
+    def _checker(self, shape: tuple[int, ...]) -> Checker:
+        # Its scores are compared with thresholds to three decimals, so never in less than f32.
+        run = self._component("safety_checker", {"clip_input": shape}, "f32")
+        return Checker(run, self._stages.ran["safety_checker"].inputs)
 
-    def _component(self, name: str, shapes: Shapes) -> Callable[[Arrays], Arrays]:
+    def _component(self, name: str, shapes: Shapes, precision: str | None = None) -> Callable[[Arrays], Arrays]:
         self._check_stopped()
-        return self._stages.component(name, shapes)
+        return self._stages.component(name, shapes, precision)
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
@@ -289,10 +398,12 @@ class Pipeline:
             median_step_s=middle(steps),
             steps=len(steps),
             unet_calls=len(spent.seconds.get("unet", [])),
-            vae_s=spent.sum("vae_encoder") + spent.sum("vae_decoder"),
+            vae_s=sum(map(spent.sum, AUTOENCODER)),
+            safety_checker_s=spent.sum("safety_checker"),
             save_s=spent.sum("save"),
             total_s=spent.total() + spent.sum("start"),
-            pictures=len(spent.seconds.get("vae_decoder", [])),
+            pictures=self._tally["pictures"],
+            previews=self._tally["previews"],
             peak_rss_mib=machine.peak_rss_mib(),
             runtime=self.backend.name,
             runtime_version=self.backend.version,
@@ -303,22 +414,31 @@ class Pipeline:
             threads=self.backend.threads,
             cpu=machine.cpu_name(),
             instruction_sets=machine.instruction_sets(),
+            decoder=self.autoencoder.decoder,
+            vae_calls=sum(len(spent.seconds.get(name, [])) for name in AUTOENCODER),
+            vae_tile=self.autoencoder.tile if self.autoencoder.tiled else None,
+            vae_retries=self.autoencoder.retries,
+            safety_checker=self.safety_checker.state,
         )
 
 
 def _each(
-    wishes: Iterable[tuple[int, Request]],
+    wishes: Iterable[Request],
     apart: Sequence[str],
     known: Mapping[Hashable, T],
     make: Callable[[Request], T],
 ) -> dict[Hashable, T]:
     """What is made of each of these wishes, once for all that are alike, and not again if it is known."""
     found: dict[Hashable, T] = {}
-    for _, wish in wishes:
+    for wish in wishes:
         key = wish.like(*apart)
         if key not in found:
             found[key] = known[key] if key in known else make(wish)
     return found
+
+
+def _told(told: Mapping[Hashable, Conditioning], wish: Request) -> Conditioning:
+    return families.blended(told[wish.like(*_TOLD_APART)], wish.blend)
 
 
 def _shapes(conditioning: Conditioning) -> dict[str, tuple[int, ...]]:

@@ -7,15 +7,20 @@ from typing import Any
 
 import click
 
-from ovenbird.commands.drawing import draw
+from ovenbird.commands.drawing import draw, preview_of
 from ovenbird.commands.options import (
+    BETWEEN,
+    HIRES,
     PATH,
     PROMPT,
     RUNNING,
     SAMPLING,
+    SIDES,
     SIZES,
     START,
+    TILES,
     check_folder,
+    check_free,
     options,
     pipeline_of,
     request_of,
@@ -31,7 +36,7 @@ WHERE = (
 
 
 @click.command(context_settings={"show_default": True})
-@options(PROMPT, START, WHERE, SAMPLING, SIZES, RUNNING)
+@options(PROMPT, START, WHERE, SIDES, SAMPLING, BETWEEN, HIRES, TILES, SIZES, RUNNING)
 def generate(**typed: Any) -> None:
     """Make a picture of a prompt."""
     timings = timings_since_start()
@@ -49,9 +54,7 @@ def outputs(output: Path | None, count: int, overwrite: bool) -> list[Path]:
     if output is None:
         return _free_names(count)
     paths = [output] if count == 1 else [output.with_stem(f"{output.stem}-{k}") for k in range(count)]
-    for path in paths:
-        if (path.exists() or path.is_symlink()) and not overwrite:
-            raise RequestError(f"output: {path} exists", hint="choose another name, or add --overwrite")
+    check_free("output", paths, overwrite)
     return paths
 
 
@@ -59,7 +62,7 @@ def _free_names(count: int) -> list[Path]:
     base, number, free = Path(DEFAULT_OUTPUT), 0, list[Path]()
     while len(free) < count:
         path = base if number == 0 else base.with_stem(f"{base.stem}-{number}")
-        if not (path.exists() or path.is_symlink()):
+        if not any(there.exists() or there.is_symlink() for there in (path, preview_of(path))):
             free.append(path)
         number += 1
     return free
