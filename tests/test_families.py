@@ -140,6 +140,8 @@ def test_sd_takes_the_state_without_so_many_layers_for_the_prompt_alone(nestling
     found = condition(model, encoders, wish(clip_skip=2))["encoder_hidden_states"]
     assert (found[0] == 0).all() and (found[1] == 2).all()
     assert (condition(model, encoders, wish(clip_skip=1, guidance_scale=1.0))["encoder_hidden_states"] == 1).all()
+    between = condition(model, encoders, wish(clip_skip=2, to_prompt="a boat", blend=0.5))["encoder_hidden_states"]
+    assert [row.mean() for row in between] == [0, 2, 2]
 
 
 # Weights, against the rule of the web UI written out.

@@ -168,7 +168,7 @@ def hidden(found: Any) -> dict[str, Any]:
 
 class Module:
     inputs: Mapping[str, Any] = {}
-    precision, cache = "f32", "off"
+    precision, cache, device = "f32", "off", "cpu"
 
     def __init__(self, call: Callable[..., dict[str, Any]]) -> None:
         self.call = call
