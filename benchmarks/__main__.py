@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from benchmarks import attributes, export, gallery, matrix, parity, record, start, tables
+from benchmarks import attributes, cache, export, gallery, matrix, parity, record, start, tables
 from ovenbird import Pipeline
 
 
@@ -65,6 +65,14 @@ def start_(rounds: int) -> None:
         row = figures[name]
         click.echo(f"{name:<12} {row['median_s']:.2f} s  ({row['min_s']:.2f} .. {row['max_s']:.2f})")
     record.write("start", figures)
+
+
+@main.command("cache")
+def cache_() -> None:
+    """Peak memory of compiling a large model without the cache, keeping it there, and loading it."""
+    figures = cache.measure()
+    click.echo("  ".join(f"{name} {peak:.0f} MiB" for name, peak in figures["peak_mib"].items()))
+    record.write("cache", figures)
 
 
 @main.command("parity")

@@ -147,6 +147,7 @@ def of_early_optimum_intel(folder: Path) -> None:
     (folder / "openvino_config.json").write_text('{"dtype": "fp16"}')
 
 
+@pytest.mark.filterwarnings("ignore:safety_checker")  # it says that pictures are not checked
 @pytest.mark.parametrize("shape", [of_optimum_cli, of_early_optimum_intel])
 def test_their_ir_draws_the_same(theirs: Path, shape: Callable[[Path], None], expected: dict[str, Any]) -> None:
     shape(theirs)

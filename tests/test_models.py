@@ -59,7 +59,7 @@ def foreign(*graphs: str) -> dict[str, bytes]:
     """A repository of another tool; nothing here reads the graphs."""
     files = {"model_index.json": INDEX, "scheduler/scheduler_config.json": b"{}"}
     files |= {f"tokenizer/{name}": b"{}" for name in ("vocab.json", "merges.txt", "special_tokens_map.json")}
-    files |= {f"{part}/config.json": b"{}" for part in PARTS}
+    files |= {f"{part}/config.json": b"{}" for part in (*PARTS, "safety_checker")}
     return files | {f"{part}/{name}": f"{part} {name}".encode() * 99 for part in PARTS for name in graphs}
 
 
@@ -71,7 +71,6 @@ UNWANTED = {
     "unet/modeling.py": b"raise SystemExit",
     "openvino_config.json": b"{}",
     "text_encoder_3/openvino_model.xml": b"",
-    "safety_checker/config.json": b"{}",
     "safety_checker/model.safetensors": b"torch's",
 }
 

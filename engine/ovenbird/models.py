@@ -167,15 +167,14 @@ def _chosen(wish: Wish, listing: Mapping[str, File]) -> Iterator[str]:
     """What the runtime needs of a repository that another tool wrote."""
     for place, names in TEXTS.items():
         graph = _graph(wish, place, listing) if place in COMPONENTS else ()
-        if graph is not None:
-            yield from (path for name in (*names, *graph) if (path := _path(place, name)) in listing and path != INDEX)
+        yield from (path for name in (*names, *graph) if (path := _path(place, name)) in listing and path != INDEX)
 
 
-def _graph(wish: Wish, component: str, listing: Collection[str]) -> tuple[str, ...] | None:
-    """The names of a component's graph; None for one that can be missed, such as a checker that only torch can run."""
+def _graph(wish: Wish, component: str, listing: Collection[str]) -> tuple[str, ...]:
+    """The names of a component's graph; none for one that can be missed, such as a checker that only torch can run."""
     kinds = FORMATS[wish.runtime]
-    graph = next((kind for kind in kinds if _path(component, kind[0]) in listing), None)
-    if graph is None and component in ("text_encoder", "unet", "vae_decoder"):
+    graph = next((kind for kind in kinds if _path(component, kind[0]) in listing), ())
+    if not graph and component in ("text_encoder", "unet", "vae_decoder"):
         raise _not_exported(wish, "no " + " or ".join(_path(component, kind[0]) for kind in kinds))
     if graph == IR and _path(component, IR[1]) not in listing:
         raise ModelError(f"{wish.repo} has no {_path(component, IR[1])}")
