@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from benchmarks import attributes, export, matrix, parity, pictures, record, start, tables
+from benchmarks import attributes, cache, export, gallery, matrix, parity, record, start, tables
 from ovenbird import Pipeline
 
 
@@ -67,6 +67,14 @@ def start_(rounds: int) -> None:
     record.write("start", figures)
 
 
+@main.command("cache")
+def cache_() -> None:
+    """Peak memory of compiling a large model without the cache, keeping it there, and loading it."""
+    figures = cache.measure()
+    click.echo("  ".join(f"{name} {peak:.0f} MiB" for name, peak in figures["peak_mib"].items()))
+    record.write("cache", figures)
+
+
 @main.command("parity")
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="An fp32 export of nestling.")
 def parity_(folder: Path) -> None:
@@ -103,13 +111,14 @@ def matrix_() -> None:
         raise click.ClickException(f"{figures['failed']} cells failed")
 
 
-@main.command("pictures")
-def pictures_() -> None:
-    """Draw the ten pictures of the README."""
-    for prompt in pictures.PROMPTS:
-        click.echo(prompt)
-    pictures.SHEET.parent.mkdir(exist_ok=True)
-    pictures.sheet(Pipeline.open("nestling")).save(pictures.SHEET)
+@main.command("gallery")
+def gallery_() -> None:
+    """Draw the pictures of the README, in float32, which differs least between processors."""
+    pipeline = Pipeline.open("nestling", inference_precision="f32")
+    for name, picture in gallery.GALLERY.items():
+        path = gallery.DOCS / f"{name}.png"
+        picture(pipeline).save(path)
+        click.echo(f"{path}  {path.stat().st_size // 1024} KiB")
 
 
 @main.command("tables")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, groupby, islice
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from ovenbird import families, machine, schedulers, vae
+from ovenbird import families, machine, schedulers
+from ovenbird.autoencoder import Autoencoder, Decoded
 from ovenbird.backends import Arrays, Backend, Shapes, create
 from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
@@ -21,8 +23,9 @@ from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
 from ovenbird.models import open_model
 from ovenbird.noise import Draw, TorchNoise, varied
-from ovenbird.request import LATENT, Request
-from ovenbird.result import Picture, Result, Step
+from ovenbird.request import LATENT, Request, check_count
+from ovenbird.result import Developing, Picture, Result, Step
+from ovenbird.safety import Checker, SafetyChecker, notice
 from ovenbird.stages import ONE_BY_ONE, TOGETHER, Stages
 from ovenbird.timing import TimingReport, Timings, middle
 
@@ -34,6 +37,7 @@ _DRAWN_APART = ("seed", "variation_seed", "variation_strength")
 _TOLD_APART = (*_DRAWN_APART, "blend", "image", "mask_image", "strength")
 _SHOWN_APART = (*_DRAWN_APART, "prompt", "negative_prompt", "to_prompt", "blend")
 """Fields that make no difference to what the U-Net is told of the texts, and to the canvas."""
+AUTOENCODER = ("vae_encoder", "vae_decoder", "tiny_vae_decoder")
 ROUND = 16
 """Pictures of which all are sampled before the first is decoded, where the U-Net must leave to make room."""
 
@@ -78,16 +82,21 @@ class Pipeline:
         keep: bool = True,
         batch_size: int = 1,
         embeddings: Embeddings = NO_EMBEDDINGS,
+        vae_tile: int | None = None,
+        decoder: str = "full",
+        safety_checker: bool = True,
     ) -> None:
-        """Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side."""
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise RequestError(f"batch_size: {batch_size!r:.40} is not a whole number from 1")
+        """See ``open``."""
+        check_count("batch_size", batch_size)
         self.bundle, self.backend, self.batch_size, self.embeddings = bundle, backend, batch_size, embeddings
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
         self.scheduler_overrides = dict(scheduler_config or {})
         groups = TOGETHER if keep else ONE_BY_ONE
         self._stages = Stages(bundle, backend, self.precision, self.timings, groups, embeddings.rows)
+        self.autoencoder = Autoencoder(bundle, self._component, self._stages.ran, tile=vae_tile, decoder=decoder)
+        self.safety_checker = SafetyChecker(bundle, safety_checker, self._checker)
+        self._tally: Counter[str] = Counter()
         self._stopped = Event()
 
     @classmethod
@@ -105,6 +114,9 @@ class Pipeline:
         keep: bool = True,
         batch_size: int = 1,
         embeddings: Wanted = (),
+        vae_tile: int | None = None,
+        decoder: str = "full",
+        safety_checker: bool = True,
         offline: bool = False,
     ) -> Pipeline:
         """Find and check a model and start a runtime; nothing is compiled yet.
@@ -113,8 +125,13 @@ class Pipeline:
         is downloaded; ``offline`` takes what was downloaded before.  ``precision`` chooses the variant of the folder
         (``fp32``, ``fp16``), ``inference_precision`` the arithmetic (``f32``, ``bf16``): None takes what the weights
         and the processor make best.  ``scheduler_config`` replaces single entries of the folder's own.  ``embeddings``
-        are files of textual inversion (Gal et al., 2022), which name their words themselves, or word -> file.  Raises
-        ``RequestError``, ``ModelError`` or ``MissingExtraError``.
+        are files of textual inversion (Gal et al., 2022), which name their words themselves, or word -> file.
+
+        Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side.  Pictures
+        with a side longer than ``vae_tile`` pixels are decoded and encoded in tiles; the ``tiny`` decoder is for models
+        that have one; without ``safety_checker`` that of the model is not asked.
+
+        Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
         with timings.stage("load"):
@@ -131,6 +148,9 @@ class Pipeline:
             keep=keep,
             batch_size=batch_size,
             embeddings=words,
+            vae_tile=vae_tile,
+            decoder=decoder,
+            safety_checker=safety_checker,
         )
 
     def scheduler(self, request: Request) -> Scheduler:
@@ -141,7 +161,11 @@ class Pipeline:
         return schedulers.from_name(request.scheduler, config)
 
     def generate(
-        self, requests: Request | Sequence[Request], callback: Callable[[Step | Picture], object] | None = None
+        self,
+        requests: Request | Sequence[Request],
+        callback: Callable[[Step | Picture], object] | None = None,
+        *,
+        preview_every: int | None = None,
     ) -> Result:
         """All the pictures of one request or several.
 
@@ -150,7 +174,7 @@ class Pipeline:
         """
         pictures: list[Picture] = []
         try:
-            for event in self.stream(requests):
+            for event in self.stream(requests, preview_every=preview_every):
                 if isinstance(event, Picture):
                     pictures.append(event)
                 if callback is not None and callback(event) is False:
@@ -164,18 +188,24 @@ class Pipeline:
         """End the run at its next step with ``Cancelled``; from any thread, or from a signal handler."""
         self._stopped.set()
 
-    def stream(self, requests: Request | Sequence[Request]) -> Iterator[Step | Picture]:
+    def stream(
+        self, requests: Request | Sequence[Request], *, preview_every: int | None = None
+    ) -> Iterator[Step | Picture]:
         """The same, as it happens: a ``Step`` after each step of the sampler, a ``Picture`` after each decoding.
 
-        Raises ``RequestError`` before anything is compiled, ``NumericError`` when a result is not finite, ``Cancelled``
-        after ``cancel``.
+        After every ``preview_every`` steps but the last, ``Step.previews`` are what the model takes the pictures for,
+        without the noise: by the tiny decoder if the folder has one, else by the one that makes the pictures, which
+        takes time, and memory beside the U-Net.  Raises ``RequestError`` before anything is compiled, ``NumericError``
+        when a result is not finite, ``Cancelled`` after ``cancel``.
         """
+        if preview_every is not None:
+            check_count("preview_every", preview_every)
         given = [requests] if isinstance(requests, Request) else requests
         wishes = [wish.settled(self.bundle.default_size) for wish in given]
         for wish in wishes:
             self._check(wish, self.scheduler(wish))
         self._stopped.clear()
-        return self._run(chain.from_iterable(wish.singles() for wish in wishes))
+        return self._run(chain.from_iterable(wish.singles() for wish in wishes), preview_every)
 
     def _check(self, wish: Request, scheduler: Scheduler) -> None:
         plain = self._latent_channels
@@ -194,7 +224,7 @@ class Pipeline:
             scheduler.calls(part.num_inference_steps, _first(part, scheduler))
         scheduler.check_eta(wish.eta)
 
-    def _run(self, singles: Iterable[Request]) -> Iterator[Step | Picture]:
+    def _run(self, singles: Iterable[Request], preview_every: int | None) -> Iterator[Step | Picture]:
         """In rounds: all that the text encoders do for a round, all that the U-Net does, then the decoder.
 
         Of pictures that are enlarged the U-Net makes all small ones before the first large one.
@@ -210,18 +240,21 @@ class Pipeline:
                 Sheet(number, small, _told(told, small), canvases[small.like(*_SHOWN_APART)])
                 for number, (small, *_) in passes.items()
             ]
-            drawn = yield from self._drawn(sheets)
+            drawn = yield from self._drawn(sheets, preview_every)
             again = self._enlarged({number: wish for number, wish in wishes.items() if wish.hires_scale}, drawn)
             sheets = [Sheet(number, large, _told(told, large), canvas) for number, large, canvas in again]
-            drawn |= yield from self._drawn(sheets)
+            drawn |= yield from self._drawn(sheets, preview_every)
             for number, (sheet, latents) in drawn.items():
-                yield Picture(number, wishes[number], self._decoded(sheet, latents))
+                self._tally["pictures"] += 1
+                yield self._picture(wishes[number], sheet, latents)
 
-    def _drawn(self, sheets: Sequence[Sheet]) -> Generator[Step, None, dict[int, tuple[Sheet, Latents]]]:
+    def _drawn(
+        self, sheets: Sequence[Sheet], preview_every: int | None
+    ) -> Generator[Step, None, dict[int, tuple[Sheet, Latents]]]:
         """By their numbers, with their latents."""
         drawn: dict[int, tuple[Sheet, Latents]] = {}
         for batch in self._batches(sheets):
-            latents = yield from self._draw(batch)
+            latents = yield from self._draw(batch, preview_every)
             drawn |= {sheet.number: (sheet, latents[k : k + 1]) for k, sheet in enumerate(batch)}
         return drawn
 
@@ -229,7 +262,8 @@ class Pipeline:
         self, wishes: Mapping[int, Request], drawn: Mapping[int, tuple[Sheet, Latents]]
     ) -> list[tuple[int, Request, Canvas]]:
         """The second passes and what they start from: all that the decoder does for it, then what the encoder does."""
-        images = {number: self._decoded(*drawn[number]) for number in wishes if wishes[number].hires_upscaler != LATENT}
+        small = [number for number, wish in wishes.items() if wish.hires_upscaler != LATENT]
+        images = {number: Image.fromarray(self._decoded(*drawn[number]).pixels) for number in small}
         found = []
         for number, wish in wishes.items():
             _, large = wish.passes
@@ -244,7 +278,7 @@ class Pipeline:
         return families.condition(self.bundle, self._encoder, wish, self.embeddings)
 
     def _canvas(self, wish: Request) -> Canvas:
-        return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self._encode)
+        return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self.autoencoder.encode)
 
     def _batches(self, sheets: Sequence[Sheet]) -> Iterator[list[Sheet]]:
         """Neighbours of one kind, so many that they may be drawn side by side."""
@@ -252,7 +286,7 @@ class Pipeline:
             while batch := [sheet for _, sheet in islice(alike, self.batch_size)]:
                 yield batch
 
-    def _draw(self, sheets: Sequence[Sheet]) -> Generator[Step, None, Latents]:
+    def _draw(self, sheets: Sequence[Sheet], preview_every: int | None) -> Generator[Step, None, Latents]:
         """From noise to latents (N, 4, H/8, W/8), with pictures of one kind side by side."""
         wish = sheets[0].wish
         scheduler, shape, count = self.scheduler(wish), self._shape(wish), wish.num_inference_steps
@@ -270,10 +304,11 @@ class Pipeline:
             known=known,
         )
         numbers, calls = range(sheets[0].number, sheets[-1].number + 1), scheduler.calls(count, first)
-        for step, latents in enumerate(self.timings.each("step", steps), 1):
+        for step, (latents, clean) in enumerate(self.timings.each("step", steps), 1):
             if not np.isfinite(latents).all():
                 raise NumericError(f"unet: the latents are not finite after step {step} of {scheduler.label}")
-            yield Step(numbers, step, calls, latents)
+            seen = preview_every is not None and step % preview_every == 0 and step < calls
+            yield Step(numbers, step, calls, latents, self._previews(sheets, clean, step) if seen else ())
             self._check_stopped()
         return latents
 
@@ -293,10 +328,31 @@ class Pipeline:
 
         return tiled(at, height, width, tile)
 
-    def _decoded(self, sheet: Sheet, latents: Latents) -> Image.Image:
-        decoder = self._component("vae_decoder", {"latent_sample": latents.shape})
-        pixels = vae.decode(decoder, latents, self.bundle.config("vae_decoder"))
-        return Image.fromarray(sheet.canvas.finish(pixels))
+    def _previews(self, sheets: Sequence[Sheet], clean: Latents, step: int) -> tuple[Image.Image, ...]:
+        self._tally["previews"] += len(sheets)
+        seen = [self._decoded(sheet, clean[k : k + 1], step) for k, sheet in enumerate(sheets)]
+        return tuple(self._checked(made)[0] for made in seen)
+
+    def _picture(self, wish: Request, sheet: Sheet, latents: Latents) -> Picture:
+        made = self._decoded(sheet, latents)
+        image, flagged = self._checked(made)
+        state = self.safety_checker.state
+        developing = Developing(self.autoencoder.decoder, made.tile, made.precision, made.retried, state)
+        return Picture(sheet.number, wish, image, flagged, developing)
+
+    def _decoded(self, sheet: Sheet, latents: Latents, step: int | None = None) -> Decoded:
+        """By the chosen decoder, or for a glance after a ``step`` by the quickest."""
+        decoder, when = self.autoencoder.decoder, "after the last step"
+        if step is not None:
+            decoder, when = self.autoencoder.quickest, f"after step {step}"
+        made = self.autoencoder.decode(latents, decoder, f"{when} of {self.scheduler(sheet.wish).label}")
+        return made._replace(pixels=sheet.canvas.finish(made.pixels))
+
+    def _checked(self, made: Decoded) -> tuple[Image.Image, bool | None]:
+        """What may be shown, and whether the safety checker flagged what was made."""
+        image = Image.fromarray(made.pixels)
+        flagged = self.safety_checker(image)
+        return notice(image.size) if flagged else image, flagged
 
     def _shape(self, wish: Request) -> tuple[int, int, int, int]:
         """Of one picture's latents."""
@@ -307,13 +363,14 @@ class Pipeline:
     def _encoder(self, name: str) -> Callable[[Arrays], Arrays]:
         return self._component(name, {"input_ids": (1, 77)})
 
-    def _encode(self, values: vae.Values) -> vae.Encoded:
-        encoder = self._component("vae_encoder", {"sample": values.shape})
-        return vae.encode(encoder, values, self.bundle.config("vae_encoder"))
+    def _checker(self, shape: tuple[int, ...]) -> Checker:
+        # Its scores are compared with thresholds to three decimals, so never in less than f32.
+        run = self._component("safety_checker", {"clip_input": shape}, "f32")
+        return Checker(run, self._stages.ran["safety_checker"].inputs)
 
-    def _component(self, name: str, shapes: Shapes) -> Callable[[Arrays], Arrays]:
+    def _component(self, name: str, shapes: Shapes, precision: str | None = None) -> Callable[[Arrays], Arrays]:
         self._check_stopped()
-        return self._stages.component(name, shapes)
+        return self._stages.component(name, shapes, precision)
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
@@ -341,10 +398,12 @@ class Pipeline:
             median_step_s=middle(steps),
             steps=len(steps),
             unet_calls=len(spent.seconds.get("unet", [])),
-            vae_s=spent.sum("vae_encoder") + spent.sum("vae_decoder"),
+            vae_s=sum(map(spent.sum, AUTOENCODER)),
+            safety_checker_s=spent.sum("safety_checker"),
             save_s=spent.sum("save"),
             total_s=spent.total() + spent.sum("start"),
-            pictures=len(spent.seconds.get("vae_decoder", [])),
+            pictures=self._tally["pictures"],
+            previews=self._tally["previews"],
             peak_rss_mib=machine.peak_rss_mib(),
             runtime=self.backend.name,
             runtime_version=self.backend.version,
@@ -355,6 +414,11 @@ class Pipeline:
             threads=self.backend.threads,
             cpu=machine.cpu_name(),
             instruction_sets=machine.instruction_sets(),
+            decoder=self.autoencoder.decoder,
+            vae_calls=sum(len(spent.seconds.get(name, [])) for name in AUTOENCODER),
+            vae_tile=self.autoencoder.tile if self.autoencoder.tiled else None,
+            vae_retries=self.autoencoder.retries,
+            safety_checker=self.safety_checker.state,
         )
 
 

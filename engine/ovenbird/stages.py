@@ -30,6 +30,7 @@ class Ran(NamedTuple):
     cache: str
     precision: str
     device: str
+    inputs: frozenset[str]
 
 
 class Stages:
@@ -56,21 +57,25 @@ class Stages:
         """Whether all that a picture needs may stay in memory."""
         return len(self.groups) == 1
 
-    def component(self, name: str, shapes: Shapes) -> Callable[[Arrays], Arrays]:
-        """The component for inputs of these shapes, timed at every call.  Raises ``ModelError``."""
-        key = (name, tuple(sorted(shapes.items())))
-        model = self._compiled.pop(key, None) or self._compile(name, shapes)
+    def component(self, name: str, shapes: Shapes, precision: str | None = None) -> Callable[[Arrays], Arrays]:
+        """The component for inputs of these shapes, timed at every call.  Raises ``ModelError``.
+
+        ``precision`` is the arithmetic, if not that of the others.
+        """
+        precision = precision or self.precision
+        key = (name, (precision, *sorted(shapes.items())))
+        model = self._compiled.pop(key, None) or self._compile(name, shapes, precision)
         self._compiled[key] = model  # the latest is last
-        self.ran[name] = Ran(model.cache, model.precision, model.device)
+        self.ran[name] = Ran(model.cache, model.precision, model.device, frozenset(model.inputs))
         return self._timings.watch(name, model)
 
-    def _compile(self, name: str, shapes: Shapes) -> CompiledModel:
+    def _compile(self, name: str, shapes: Shapes, precision: str) -> CompiledModel:
         self._make_room(name)
         with self._timings.stage("compile"):
             return self._backend.compile(
                 self._bundle.path / name,
                 shapes,
-                precision=self.precision,
+                precision=precision,
                 cache_key=self._bundle.key,
                 rows=self._rows(name),
             )

@@ -109,9 +109,27 @@ class Backend(Protocol):
         """
 
 
+def feed(inputs: Arrays, ports: Mapping[str, Port]) -> dict[str, NDArray[Any]]:
+    """Every input as its port wants it.  Raises ``ModelError`` for a graph that takes others."""
+    if inputs.keys() != ports.keys():
+        raise ModelError(
+            f"a graph takes {', '.join(ports)}, and this pipeline has {', '.join(inputs)} for it",
+            hint="its model_index.json or config.json may be another model's",
+        )
+    return {name: fit(inputs[name], port) for name, port in ports.items()}
+
+
 def fit(array: NDArray[Any], port: Port) -> NDArray[Any]:
-    """An array as a port wants it: its type, contiguous, and a lone number with as many axes as declared."""
+    """An array as a port wants it: its type, contiguous, and a lone number with as many axes as declared.
+
+    Raises ``ModelError`` where a fraction would be lost.
+    """
     cast = np.ascontiguousarray(array, port.dtype)
+    if port.dtype.kind == "i" and array.dtype.kind == "f" and (cast != array).any():
+        raise ModelError(
+            f"a graph takes whole numbers where this sampler has {float(array.flat[0])}",
+            hint="choose another sampler, such as ddim, or export the model again",
+        )
     return cast.reshape((1,) * len(port.shape)) if array.size == 1 else cast
 
 

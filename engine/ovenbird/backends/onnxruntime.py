@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.backends import Arrays, Port, Rows, Shapes, as_float32, fit, one_table
+from ovenbird.backends import Arrays, Port, Rows, Shapes, as_float32, feed, one_table
 from ovenbird.errors import MissingExtraError, ModelError, RequestError, ResourceError
 from ovenbird.machine import usable_cores
 
@@ -130,8 +130,8 @@ class OnnxRuntimeModel:
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See ``CompiledModel``."""
         binding = self._session.io_binding()
-        for name, port in self.inputs.items():
-            binding.bind_ortvalue_input(name, self._send(name, fit(inputs[name], port)))
+        for name, array in feed(inputs, self.inputs).items():
+            binding.bind_ortvalue_input(name, self._send(name, array))
         for name in self._outputs:
             binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from ovenbird import compiled
-from ovenbird.backends import Arrays, Port, Rows, Shapes, as_float32, fit, one_table
+from ovenbird.backends import Arrays, Port, Rows, Shapes, as_float32, feed, one_table
 from ovenbird.backends.devices import parse
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import ModelError, RequestError
@@ -44,7 +44,7 @@ class OpenVINO:
 
         Else, and where several devices may run, ``f32``.
         """
-        if stored == "fp32" or self._device.is_virtual:
+        if stored in ("fp32", "unknown") or self._device.is_virtual:
             return "f32"
         wish, name = ("BF16", "bf16") if self.device == "cpu" else ("FP16", "f16")
         return name if wish in self.core.get_property(self._device.name, "OPTIMIZATION_CAPABILITIES") else "f32"
@@ -149,8 +149,7 @@ class OpenVINOModel:
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See ``CompiledModel``."""
-        cast = {name: fit(inputs[name], port) for name, port in self.inputs.items()}
-        results = self._request.infer(list(cast.values()))
+        results = self._request.infer(list(feed(inputs, self.inputs).values()))
         return {name: as_float32(np.array(results[index])) for index, name in enumerate(self._outputs)}
 
 
@@ -197,9 +196,9 @@ def _keep(facts: Mapping[str, Any], ports: Sequence[list[str]], runs: ov.Compile
 
 
 def _model_name(folder: Path) -> str:
-    """What a listing of the cache calls it."""
+    """What a listing of the cache calls it: what its manifest says, or the end of its path, which may be a commit."""
     if not (folder / MANIFEST).is_file():
-        return folder.name
+        return f"{folder.parent.name}/{folder.name[:12]}"
     manifest = read_json(folder / MANIFEST)
     return f"{manifest.get('name')} {manifest.get('precision')}"
 
