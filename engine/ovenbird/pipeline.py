@@ -14,14 +14,17 @@ from PIL import Image
 
 from ovenbird import families, machine, schedulers, vae
 from ovenbird.backends import Arrays, Backend, Shapes, create
+from ovenbird.budget import KEEP, Job, Plan, Setting, needs, plan
 from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
 from ovenbird.denoiser import Conditioning, Latents, beside, guided, rows
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
+from ovenbird.memory import MIB, Need
 from ovenbird.noise import TorchNoise
 from ovenbird.request import Request
 from ovenbird.result import Picture, Result, Step
-from ovenbird.stages import ONE_BY_ONE, TOGETHER, Stages
+from ovenbird.sizes import parse_size
+from ovenbird.stages import ROUND, Stages
 from ovenbird.timing import TimingReport, Timings, middle
 
 if TYPE_CHECKING:
@@ -31,8 +34,6 @@ T = TypeVar("T")
 _TOLD_APART = ("seed", "image", "mask_image", "strength")
 _SHOWN_APART = ("seed", "prompt", "negative_prompt")
 """Fields that make no difference to what the U-Net is told, and to the canvas."""
-ROUND = 16
-"""Pictures of which all are sampled before the first is decoded, where the U-Net must leave to make room."""
 
 
 class Sheet(NamedTuple):
@@ -69,15 +70,23 @@ class Pipeline:
         timings: Timings | None = None,
         keep: bool = True,
         batch_size: int = 1,
+        max_memory: int | str | None = None,
     ) -> None:
-        """Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side."""
+        """Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side.
+
+        ``max_memory``, in bytes or as in ``"2GiB"``, may change both for the worse: see ``plan``.
+        """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise RequestError(f"batch_size: {batch_size!r:.40} is not a whole number from 1")
-        self.bundle, self.backend, self.batch_size = bundle, backend, batch_size
+        self.bundle, self.backend = bundle, backend
+        self.setting = Setting("all" if keep else "one stage", batch_size, None)
+        """How a run is made if memory allows."""
+        self.max_memory = parse_size("max_memory", max_memory) if isinstance(max_memory, str) else max_memory
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
         self.scheduler_overrides = dict(scheduler_config or {})
-        self._stages = Stages(bundle, backend, self.precision, self.timings, TOGETHER if keep else ONE_BY_ONE)
+        self._stages = Stages(bundle, backend, self.precision, self.timings, KEEP[self.setting.keep].groups)
+        self._planned: Plan | None = None
         self._stopped = Event()
 
     @classmethod
@@ -94,6 +103,7 @@ class Pipeline:
         timings: Timings | None = None,
         keep: bool = True,
         batch_size: int = 1,
+        max_memory: int | str | None = None,
     ) -> Pipeline:
         """Find and check a model folder and start a runtime; nothing is compiled yet.
 
@@ -114,6 +124,7 @@ class Pipeline:
             timings=timings,
             keep=keep,
             batch_size=batch_size,
+            max_memory=max_memory,
         )
 
     def scheduler(self, request: Request) -> Scheduler:
@@ -150,15 +161,53 @@ class Pipeline:
     def stream(self, requests: Request | Sequence[Request]) -> Iterator[Step | Picture]:
         """The same, as it happens: a ``Step`` after each step of the sampler, a ``Picture`` after each decoding.
 
-        Raises ``RequestError`` before anything is compiled, ``NumericError`` when a result is not finite, ``Cancelled``
-        after ``cancel``.
+        Raises ``RequestError`` before anything is compiled, and what ``plan`` raises; ``NumericError`` when a result is
+        not finite, ``Cancelled`` after ``cancel``.
         """
-        given = [requests] if isinstance(requests, Request) else requests
-        wishes = [wish.settled(self.bundle.default_size) for wish in given]
+        wishes = self._settled(requests)
         for wish in wishes:
             self._check(wish, self.scheduler(wish))
+        setting = self._settle(wishes)
         self._stopped.clear()
-        return self._run(chain.from_iterable(wish.singles() for wish in wishes))
+        return self._run(chain.from_iterable(wish.singles() for wish in wishes), setting)
+
+    def plan(self, requests: Request | Sequence[Request]) -> Plan | None:
+        """How these requests would be made, and the memory that this takes; None where that cannot be foreseen.
+
+        Within ``max_memory`` the fastest way is chosen; without it there is a warning when memory may not be enough.
+        Raises ``ResourceError`` when there is no way, with the least that would do.
+        """
+        return self._plan(self._settled(requests))
+
+    def _settled(self, requests: Request | Sequence[Request]) -> list[Request]:
+        given = [requests] if isinstance(requests, Request) else requests
+        return [wish.settled(self.bundle.default_size) for wish in given]
+
+    def _plan(self, wishes: Sequence[Request]) -> Plan | None:
+        present = [Need.of(*each) for each in self._stages.present]
+        jobs = self._jobs(wishes)
+        return plan(self.bundle, self.backend, self.precision, self.setting, jobs, self.max_memory, present)
+
+    def _jobs(self, wishes: Sequence[Request]) -> list[Job]:
+        """What decides how much memory they take; neighbours that can be drawn side by side are one."""
+        jobs = []
+        for _, alike in groupby(wishes, lambda wish: wish.like(*_SHOWN_APART, "num_images_per_prompt")):
+            wish, *others = alike
+            assert wish.height and wish.width
+            count = sum(len(each.singles()) for each in (wish, *others))
+            halves = 2 if families.guides(self.bundle, wish) else 1
+            jobs.append(Job(wish.height, wish.width, halves, self._unet_channels, count, wish.image is not None))
+        return jobs
+
+    def _settle(self, wishes: Sequence[Request]) -> Setting:
+        """Plan, and make room for it."""
+        planned = self._planned = self._plan(wishes)
+        setting = planned.setting if planned else self.setting
+        _, self._stages.groups, self._stages.most_shapes = KEEP[setting.keep]
+        if self.max_memory is not None:
+            called = set(needs(self.bundle, self._jobs(wishes), setting))
+            self._stages.release(lambda name, shapes: Need.of(name, shapes) not in called)
+        return setting
 
     def _check(self, wish: Request, scheduler: Scheduler) -> None:
         plain = self._latent_channels
@@ -175,12 +224,12 @@ class Pipeline:
         scheduler.calls(wish.num_inference_steps, _first(wish, scheduler))
         scheduler.check_eta(wish.eta)
 
-    def _run(self, singles: Iterable[Request]) -> Iterator[Step | Picture]:
+    def _run(self, singles: Iterable[Request], setting: Setting) -> Iterator[Step | Picture]:
         """In rounds: all that the text encoders do for a round, all that the U-Net does, then the decoder."""
         numbered = enumerate(singles)
         told: dict[Hashable, Conditioning] = {}
         canvases: dict[Hashable, Canvas] = {}
-        while wishes := list(islice(numbered, self.batch_size if self._stages.together else ROUND)):
+        while wishes := list(islice(numbered, setting.batch_size if self._stages.together else ROUND)):
             told = _each(wishes, _TOLD_APART, told, self._condition)
             canvases = _each(wishes, _SHOWN_APART, canvases, self._canvas)
             sheets = [
@@ -188,7 +237,7 @@ class Pipeline:
                 for number, wish in wishes
             ]
             drawn: list[tuple[Sheet, Latents]] = []
-            for batch in self._batches(sheets):
+            for batch in _batches(sheets, setting.batch_size):
                 latents = yield from self._draw(batch)
                 drawn += [(sheet, latents[k : k + 1]) for k, sheet in enumerate(batch)]
             for sheet, latents in drawn:
@@ -199,12 +248,6 @@ class Pipeline:
 
     def _canvas(self, wish: Request) -> Canvas:
         return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self._encode)
-
-    def _batches(self, sheets: Sequence[Sheet]) -> Iterator[list[Sheet]]:
-        """Neighbours of one kind, so many that they may be drawn side by side."""
-        for _, alike in groupby(sheets, lambda sheet: sheet.kind):
-            while batch := list(islice(alike, self.batch_size)):
-                yield batch
 
     def _draw(self, sheets: Sequence[Sheet]) -> Generator[Step, None, Latents]:
         """From noise to latents (N, 4, H/8, W/8), with pictures of one kind side by side."""
@@ -290,6 +333,7 @@ class Pipeline:
             total_s=spent.total() + spent.sum("start"),
             pictures=len(spent.seconds.get("vae_decoder", [])),
             peak_rss_mib=machine.peak_rss_mib(),
+            planned_peak_mib=self._planned.peak / MIB if self._planned else None,
             runtime=self.backend.name,
             runtime_version=self.backend.version,
             device=self.backend.device,
@@ -314,6 +358,13 @@ def _each(
         if key not in found:
             found[key] = known[key] if key in known else make(wish)
     return found
+
+
+def _batches(sheets: Sequence[Sheet], most: int) -> Iterator[list[Sheet]]:
+    """Neighbours of one kind, so many that they may be drawn side by side."""
+    for _, alike in groupby(sheets, lambda sheet: sheet.kind):
+        while batch := list(islice(alike, most)):
+            yield batch
 
 
 def _shapes(conditioning: Conditioning) -> dict[str, tuple[int, ...]]:

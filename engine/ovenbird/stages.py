@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 from ovenbird.backends import Arrays, Backend, CompiledModel, Shapes
 from ovenbird.bundle import COMPONENTS, Bundle
+from ovenbird.errors import ResourceError
 from ovenbird.timing import Timings
 
+Key = TypeVar("Key", bound=tuple[str, Hashable])
 Groups = Sequence[Collection[str]]
 """Components that may be in memory at the same time."""
 
@@ -20,8 +23,14 @@ ONE_BY_ONE: Groups = (
     ("vae_decoder", "tiny_vae_decoder"),
     ("safety_checker",),
 )
+ENCODERS_APART: Groups = (
+    ("text_encoder", "text_encoder_2", "vae_encoder"),
+    ("unet", "vae_decoder", "tiny_vae_decoder", "safety_checker"),
+)
 MOST_SHAPES = 3
 """Of one component; without an end, pictures of many sizes would fill the memory."""
+ROUND = 16
+"""Pictures of which all are sampled before the first is decoded, where the U-Net must leave to make room."""
 
 
 class Ran(NamedTuple):
@@ -35,7 +44,7 @@ class Stages:
     """The components of a model on a runtime."""
 
     def __init__(self, bundle: Bundle, backend: Backend, precision: str, timings: Timings, groups: Groups) -> None:
-        self.precision, self.groups = precision, groups
+        self.precision, self.groups, self.most_shapes = precision, groups, MOST_SHAPES
         self.ran: dict[str, Ran] = {}
         """Of each component the last that was called for, whether it is still in memory or not."""
         self._bundle, self._backend, self._timings = bundle, backend, timings
@@ -46,24 +55,62 @@ class Stages:
         """Whether all that a picture needs may stay in memory."""
         return len(self.groups) == 1
 
+    @property
+    def present(self) -> list[tuple[str, dict[str, tuple[int, ...]]]]:
+        """What is in memory: names, and the shapes that it was compiled for."""
+        return [(name, dict(shapes)) for name, shapes in self._compiled]
+
+    def release(self, leaves: Callable[[str, Shapes], bool]) -> None:
+        """Let go of every component for which the answer is yes."""
+        for name, shapes in list(self._compiled):
+            if leaves(name, dict(shapes)):
+                del self._compiled[name, shapes]
+
     def component(self, name: str, shapes: Shapes) -> Callable[[Arrays], Arrays]:
         """The component for inputs of these shapes, timed at every call.  Raises ``ModelError``."""
         key = (name, tuple(sorted(shapes.items())))
         model = self._compiled.pop(key, None) or self._compile(name, shapes)
         self._compiled[key] = model  # the latest is last
         self.ran[name] = Ran(model.cache, model.precision)
-        return self._timings.watch(name, model)
+        return self._timings.watch(name, short_of_memory(name)(model))
 
     def _compile(self, name: str, shapes: Shapes) -> CompiledModel:
-        self._make_room(name)
-        with self._timings.stage("compile"):
+        for key in leaving(self._compiled, name, self.groups, self.most_shapes):
+            del self._compiled[key]
+        with self._timings.stage("compile"), short_of_memory(name):
             return self._backend.compile(
                 self._bundle.path / name, shapes, precision=self.precision, cache_key=self._bundle.key
             )
 
-    def _make_room(self, name: str) -> None:
-        beside = {other for group in self.groups if name in group for other in group}
-        same = [key for key in self._compiled if key[0] == name]
-        gone = {key for key in self._compiled if key[0] not in beside} | set(same[: len(same) + 1 - MOST_SHAPES])
-        for key in gone:
-            del self._compiled[key]
+
+def leaving(present: Iterable[Key], name: str, groups: Groups, most_shapes: int) -> set[Key]:
+    """Which of the components that are present, the latest last, leave before ``name`` comes."""
+    beside = {other for group in groups if name in group for other in group}
+    same = [key for key in present if key[0] == name]
+    return {key for key in present if key[0] not in beside} | set(same[: max(0, len(same) + 1 - most_shapes)])
+
+
+NO_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "can't alloc",
+    "allocate memory",
+    "memory allocation",
+    "resource temporarily unavailable",  # no room for one more thread
+)
+"""How runtimes say it, which have no type of error for it."""
+
+
+@contextmanager
+def short_of_memory(name: str) -> Iterator[None]:
+    """Raises ``ResourceError`` that names the component when a runtime gets no memory."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in NO_MEMORY):
+            raise
+        raise ResourceError(
+            f"{name}: there is not enough memory for it",
+            hint="--max-memory SIZE finds a way to do with less, or says what is needed; smaller pictures take less, too",
+        ) from error

@@ -91,6 +91,8 @@ class TimingReport:
     """Component -> arithmetic that really ran."""
     weights: str = ""
     threads: int = 0
+    planned_peak_mib: float | None = None
+    """Foreseen before anything was loaded; None where nothing can be."""
     cpu: str = ""
     instruction_sets: list[str] = field(default_factory=list)
 
@@ -115,7 +117,8 @@ class TimingReport:
         yield "save", f"{self.save_s:8.2f} s"
         each = f"   {self.total_s / self.pictures:.2f} s a picture" if self.pictures > 1 else ""
         yield "total", f"{self.total_s:8.2f} s{each}"
-        yield "peak memory", f"{self.peak_rss_mib:8.0f} MiB" if self.peak_rss_mib else "     not measured here"
+        planned = f"   foreseen: {self.planned_peak_mib:.0f}" if self.planned_peak_mib else ""
+        yield "peak memory", f"{self.peak_rss_mib:8.0f} MiB{planned}" if self.peak_rss_mib else "     not measured here"
         yield "runtime", f"{self.runtime} {self.runtime_version} on {self.device}, {self.threads} threads"
         ran = ", ".join(f"{name} {kind}" for name, kind in self.precision.items())
         yield "precision", f"{self.weights} weights; ran in: {ran}"

@@ -75,6 +75,8 @@ def _announce(pipeline: Pipeline, requests: Sequence[Request]) -> None:
         state = "" if pipeline.bundle.manifest else ", unverified: it has no ovenbird.json"
         click.echo(f"model: {pipeline.bundle.name} ({pipeline.bundle.precision}{state})", err=True)
     click.echo(f"seed: {requests[0].seed}", err=True)
+    if pipeline.max_memory is not None:
+        click.echo(f"memory: {pipeline.plan(requests)}", err=True)
 
 
 def _with_progress(events: Iterator[Step | Picture], quiet: bool) -> Iterator[Picture]:

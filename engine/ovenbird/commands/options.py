@@ -83,6 +83,11 @@ RUNNING: Sequence[Option] = (
     click.option("--device", default="cpu", help="Device of the runtime."),
     click.option("--threads", type=int, help="Processor threads.  [default: every core]"),
     click.option("--batch-size", type=int, default=1, help="Pictures to draw side by side; takes memory."),
+    click.option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Stay within this much memory, such as 2GiB, or say what is needed.  [default: no limit]",
+    ),
     click.option("--report", type=PATH, help="Write the timing report to this JSON file too."),
     click.option("--quiet", is_flag=True, help="Print the pictures' paths and nothing else."),
     click.option(
@@ -149,6 +154,7 @@ def pipeline_of(typed: Typed, timings: Timings) -> Pipeline:
         threads=typed["threads"],
         precision=typed["precision"],
         batch_size=typed["batch_size"],
+        max_memory=typed["max_memory"],
         timings=timings,
         scheduler_config={name: value for name, value in betas.items() if value is not None},
     )

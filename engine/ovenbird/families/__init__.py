@@ -44,14 +44,18 @@ def check(bundle: Bundle, wish: Request) -> None:
         )
 
 
+def guides(bundle: Bundle, wish: Request) -> bool:
+    """Whether the U-Net runs for the negative prompt, too."""
+    return wish.guidance_scale > 1 and not bundle.config("unet").get("time_cond_proj_dim")
+
+
 def condition(bundle: Bundle, encoders: Encoders, wish: Request) -> Conditioning:
     """Every input of the U-Net but latents and timestep, with two rows, the negative first, if there is guidance.
 
     A distilled model (LCM, Luo et al., 2023) has learned guidance: it is told the scale, and its one row is enough.
     """
     width = bundle.config("unet").get("time_cond_proj_dim")
-    guide = wish.guidance_scale > 1 and not width
-    told = FAMILIES[bundle.family].condition(bundle, encoders, wish, guide)
+    told = FAMILIES[bundle.family].condition(bundle, encoders, wish, guides(bundle, wish))
     return {**told, "timestep_cond": guidance_embedding(wish.guidance_scale, width)} if width else told
 
 

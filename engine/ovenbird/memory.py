@@ -1,0 +1,204 @@
+"""How much memory a component takes on a runtime: foreseen from configs and files' sizes, before anything is loaded.
+
+Counted is what Linux calls resident, of the process: weights that are mapped from a file, too, once they are read.
+The numbers in ``HABITS`` are fitted to OpenVINO 2026.4 and ONNX Runtime 1.31 on x86-64 processors;
+``python -m benchmarks memory`` measures what they foresee.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ovenbird.bundle import Bundle
+
+MIB = 1 << 20
+WIDTHS = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i8": 1, "u8": 1, "i4": 0.5, "u4": 0.5}
+"""Type of a weight -> bytes; others are no weights."""
+STORED = {"fp32": 4, "fp16": 2, "int8": 1, "int8-weights": 1}
+"""Variant -> bytes of most weights."""
+Config = Mapping[str, Any]
+Shape = tuple[int, ...]
+
+
+DECIDES = ("sample", "latent_sample", "input_ids")
+"""Inputs whose shape decides how much room a call takes."""
+
+
+class Need(NamedTuple):
+    """A component, and the input that decides."""
+
+    component: str
+    shape: Shape
+    """Of ``sample`` (N, C, H, W), of ``latent_sample`` (N, C, H/8, W/8) or of ``input_ids`` (N, 77)."""
+
+    @classmethod
+    def of(cls, component: str, shapes: Mapping[str, Shape]) -> Need:
+        """From the shapes of all inputs."""
+        return cls(component, next(shape for name, shape in shapes.items() if name in DECIDES))
+
+
+class Cost(NamedTuple):
+    """Bytes that a component adds to a process."""
+
+    making: int
+    """While it is read and compiled, at the most."""
+    held: int
+    """From its first call until it is let go."""
+
+
+class Weights(NamedTuple):
+    """Of a component, as its files have them."""
+
+    stored: float
+    """Bytes."""
+    whole: float
+    """How many are floating-point numbers."""
+    eighths: float
+    """How many are kept in eight bits."""
+    looked_up: float
+    """How many of the first are a table that is not multiplied with: the vocabulary."""
+    graph: int
+    """Bytes of what tells how they are connected."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What a runtime does with memory."""
+
+    base: int
+    """Bytes of a process that has loaded everything but a model."""
+    of_weights: Callable[[Weights, float, bool], Cost]
+    """(weights, bytes a number in the arithmetic that runs, whether it is in the cache of compiled models) -> bytes."""
+    fused: bool
+    """Whether attention is calculated without a matrix of every cell by every other."""
+    maps: float
+    """Room that calls take: times what is alive at once at least."""
+
+
+def _openvino(weights: Weights, width: float, cached: bool) -> Cost:
+    """It keeps weights as it read them, widened to float32, beside those that it sorted for the processor.
+
+    From its cache the first are mapped, and left in the file once it has the second.
+    """
+    read = 4 * weights.whole + weights.eighths
+    made = width * (weights.whole - weights.looked_up + weights.eighths) + 58 * weights.graph
+    return Cost(int(read + made), int(made if cached else read + made))
+
+
+def _onnxruntime(weights: Weights, width: float, cached: bool) -> Cost:
+    """TBD"""
+    return Cost(int(weights.stored), int(weights.stored))
+
+
+HABITS: Mapping[str, Habits] = {
+    "openvino": Habits(112 * MIB, _openvino, fused=True, maps=1.0),
+    "onnxruntime": Habits(90 * MIB, _onnxruntime, fused=False, maps=1.0),
+}
+"""By ``Backend.name``; of others, nothing is foreseen."""
+
+
+class Foresight:
+    """What the components of a model will take on a runtime, on the processor."""
+
+    def __init__(self, bundle: Bundle, runtime: str, precision: str) -> None:
+        self.habits = HABITS[runtime]
+        self._bundle, self._width = bundle, WIDTHS[precision]
+        self.cost = cache(self._cost)
+        """(need) -> its ``Cost``.  Raises ``ModelError`` when a config cannot be read."""
+        self._facts = cache(self._read)
+
+    def _cost(self, need: Need) -> Cost:
+        config, weights = self._facts(need.component)
+        cost = self.habits.of_weights(weights, self._width, self._is_cached(need))
+        call = self._width * self.habits.maps * alive(need, config, fused=self.habits.fused)
+        return Cost(cost.making, cost.held + int(call))
+
+    def _read(self, component: str) -> tuple[Config, Weights]:
+        config = self._bundle.config(component)
+        return config, read_weights(self._bundle.path / component, config, self._bundle.precision)
+
+    def _is_cached(self, need: Need) -> bool:
+        return False
+
+
+def alive(need: Need, config: Config, *, fused: bool) -> float:
+    """How many numbers a call holds at once at the most: feature maps, and the matrices of attention."""
+    if need.component == "unet":
+        return _of_unet(need.shape, config, fused)
+    if "vae" in need.component:
+        return _of_autoencoder(need, config, fused)
+    return 0  # a text encoder's maps are smaller than what else is uncertain
+
+
+GATED = 18
+"""Widths of a block's maps that its gated layer holds: twice four, what becomes of each half, and its input."""
+BESIDE = 2
+"""Times what comes into a block on the way up, which is what came from below beside what was kept: the norm's, too."""
+AROUND = 3.2
+"""Maps of an autoencoder's widest block at once: into a convolution, out of it, and past it."""
+
+
+def _of_unet(shape: Shape, config: Config, fused: bool) -> float:
+    """What is kept for the way up, and the widest of the blocks."""
+    rows, _, height, width = shape
+    wide = config["block_out_channels"]
+    cells = [height * width / 4**level for level in range(len(wide))]
+    attends = ["CrossAttn" in kind for kind in config["down_block_types"]]
+    kept = sum(layers * channels * count for layers, channels, count in zip(_kept(config), wide, cells, strict=True))
+    below = [*wide[1:], wide[-1]]
+    widest = max(
+        max(GATED * channels * attending, BESIDE * (channels + lower)) * count
+        for channels, lower, attending, count in zip(wide, below, attends, cells, strict=True)
+    )
+    matrices = max(
+        heads * count**2 * attending for heads, count, attending in zip(_heads(config), cells, attends, strict=True)
+    )
+    return rows * (kept + (widest if fused else max(widest, 2 * matrices)))
+
+
+def _of_autoencoder(need: Need, config: Config, fused: bool) -> float:
+    """The widest of the blocks, or the attention in the middle."""
+    count, _, height, width = need.shape
+    wide = config.get("block_out_channels") or config["decoder_block_out_channels"]
+    scale = 2 ** (len(wide) - 1)
+    pixels = count * height * width * (1 if need.component == "vae_encoder" else scale**2)
+    comes = wide if need.component == "vae_encoder" else [*wide[1:], wide[-1]]
+    widest = max(AROUND * channels * pixels / 4**level for level, channels in enumerate(comes))
+    attends = config.get("mid_block_add_attention", True) and not fused
+    return max(widest, 2 * (pixels / scale**2) ** 2 / count if attends else 0)
+
+
+def _kept(config: Config) -> list[int]:
+    """Maps of each level that the way up is shown."""
+    layers, levels = config.get("layers_per_block", 2), len(config["block_out_channels"])
+    return [each + 1 for each in (layers if isinstance(layers, list) else [layers] * levels)]
+
+
+def _heads(config: Config) -> list[int]:
+    """Of each level's attention; what older configs call the heads' width is their number."""
+    heads, levels = config.get("num_attention_heads") or config["attention_head_dim"], len(config["block_out_channels"])
+    return heads if isinstance(heads, list) else [heads] * levels
+
+
+CONSTANT = re.compile(rb'<data\b[^>]*\belement_type="(\w+)"[^>]*\bsize="(\d+)"')
+
+
+def read_weights(folder: Path, config: Config, variant: str) -> Weights:
+    """Of a component: from what OpenVINO's graph says of each constant, or from the size of an ONNX model's files."""
+    looked_up = config.get("vocab_size", 0) * config.get("hidden_size", 0)
+    graph = folder / "openvino_model.xml"
+    if graph.is_file():
+        text = graph.read_bytes()
+        sizes: dict[str, int] = {}
+        for kind, size in CONSTANT.findall(text):
+            sizes[kind.decode()] = sizes.get(kind.decode(), 0) + int(size)
+        whole = sum(size / WIDTHS[kind] for kind, size in sizes.items() if WIDTHS.get(kind, 0) >= 2)
+        eighths = sum(size / WIDTHS[kind] for kind, size in sizes.items() if WIDTHS.get(kind, 9) < 2)
+        return Weights(sum(sizes.values()), whole, eighths, looked_up, len(text))
+    stored = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
+    return Weights(stored, stored / STORED[variant], 0, looked_up, 0)
