@@ -57,7 +57,7 @@ def measure(folder: Path, backend: str, precision: str, case: Case) -> Iterator[
         environment = {**os.environ, "OVENBIRD_CACHE": cache, "PYTHONPATH": os.pathsep.join(sys.path)}
         told = {"folder": str(folder), "backend": backend, "precision": precision, **case}
         for state in ("miss", "hit") if backend == "openvino" else ("off",):
-            command = [sys.executable, "-m", "benchmarks.memory", json.dumps(told)]
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", json.dumps(told)]
             done = subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
             found = json.loads(done.stdout)
             ratio = round(found["foreseen_mib"] / found["measured_mib"], 3)
@@ -101,7 +101,7 @@ def _shapes(pipeline: Pipeline, need: Need) -> dict[str, tuple[int, ...]]:
 
 
 def _pictures(pipeline: Pipeline, case: Case) -> float:
-    pipeline.setting = Setting(case["keep"], case["batch_size"], None)
+    pipeline.asked = Setting(case["keep"], case["batch_size"], None)
     wish = Request(
         prompt="a lighthouse",
         seed=1,

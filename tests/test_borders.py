@@ -19,16 +19,19 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"pipeline"},
-    {"canvas", "stages"},
+    {"budget"},
+    {"canvas", "stages", "models"},
     {"families", "schedulers", "vae", "text", "metadata"},
     {"kinds"},
     {"scheduler_config", "plans", "predictions"},
     {"solvers"},
     {"result"},
     {"averages", "denoiser"},
+    {"memory"},
     {"backends", "noise", "bundle", "request"},
-    {"images"},
-    {"errors", "timing", "machine", "cache", "prompts"},
+    {"images", "hub", "compiled"},
+    {"transfer"},
+    {"errors", "timing", "machine", "cache", "prompts", "sizes", "disk", "progress"},
 ]
 
 
@@ -78,6 +81,10 @@ def test_the_converter_uses_only_the_lower_rows(root: Path) -> None:
             "request",
             "result",
             "schedulers",
+            "hub",
+            "transfer",
+            "disk",
+            "progress",
             "__version__",
         }, path
 

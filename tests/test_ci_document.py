@@ -39,19 +39,18 @@ def test_every_exit_code_is_explained(text: str) -> None:
 
 
 def test_the_cache_is_where_it_is_said_to_be(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("requests")
-    from ovenbird_export import hub
+    from ovenbird.hub import Shelf
 
     monkeypatch.setenv("OVENBIRD_CACHE", str(tmp_path))
-    home = hub._home("OWNER/NAME")
-    assert f"$OVENBIRD_CACHE/{home.relative_to(tmp_path).as_posix()}" in text
-    assert hub._complete_key(home, "<commit>") == "hub/OWNER--NAME/<commit>.complete"
+    shelf = Shelf("OWNER/NAME")
+    assert f"$OVENBIRD_CACHE/{shelf.home.relative_to(tmp_path).as_posix()}" in text
+    assert shelf.key("<commit>", "complete") == "hub/OWNER--NAME/<commit>.complete"
 
 
 def test_lines_and_summary_are_as_printed(
     text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ovenbird_export import progress
+    from ovenbird import progress
 
     monkeypatch.setattr(progress, "elapsed", lambda: 41.7)
     progress.end(4_700_000)

@@ -42,6 +42,15 @@ def test_every_flag_in_the_readme_exists(root: Path) -> None:
     from ovenbird_export.cli import export
 
     readme = (root / "README.md").read_text(encoding="utf-8")
-    known = {option for command in (cli.generate, export) for parameter in command.params for option in parameter.opts}
-    for line in re.findall(r"^(?:pip install.*)?(?:python demo\.py|ovenbird export).*$", readme, re.MULTILINE):
-        assert set(re.findall(r"--[\w-]+", line)) <= known, line
+    commands = {
+        "python demo.py": cli.generate,
+        "ovenbird frames": cli.frames,
+        "ovenbird upscale": cli.upscale,
+        "ovenbird export": export,
+    }
+    for start, command in commands.items():
+        known = {option for parameter in command.params for option in parameter.opts}
+        lines = re.findall(rf"^(?:pip install.*)?{re.escape(start)}.*$", readme, re.MULTILINE)
+        assert lines
+        for line in lines:
+            assert set(re.findall(r"--[\w-]+", line.partition(start)[2])) <= known, line

@@ -28,9 +28,10 @@ pytest.importorskip("huggingface_hub")
 import fake_hub
 from fake_hub import FakeHub, Fault
 
-from ovenbird_export import hub as hub_module
-from ovenbird_export import transfer
-from ovenbird_export.hub import Download, download, is_hub_id
+from ovenbird import hub as hub_module
+from ovenbird import transfer
+from ovenbird.hub import Download, is_hub_id
+from ovenbird_export.hub import NEEDED, OPTIONAL, download
 
 pytestmark = pytest.mark.export
 
@@ -678,8 +679,8 @@ def test_an_empty_file_is_a_file(hub: FakeHub, files: dict[str, bytes]) -> None:
 
 
 def test_the_list_of_wanted_names_has_no_clashes() -> None:
-    wanted = [f"{part}/{name}" for part, found in hub_module.NEEDED.items() for name in found]
-    wanted += [f"{part}/{name}" for part, found in hub_module.OPTIONAL.items() for name in found]
+    wanted = [f"{part}/{name}" for part, found in NEEDED.items() for name in found]
+    wanted += [f"{part}/{name}" for part, found in OPTIONAL.items() for name in found]
     assert len({name.lower() for name in wanted}) == len(wanted)
     assert not [name for name in wanted if name.endswith((".py", ".bin", ".ckpt"))]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ovenbird_export import progress
+from ovenbird import progress
 
 LINE = re.compile(r"\[ ?\d+:\d\d\] \S.* \.\.\. (failed|\d+\.\d s(, \d+\.\d (MB|kB))?)")
 

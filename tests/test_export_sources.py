@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ovenbird import transfer
 from ovenbird.errors import ModelError, RequestError, ResourceError
 
 pytest.importorskip("huggingface_hub")
@@ -16,7 +17,7 @@ pytest.importorskip("torch")
 import fake_hub
 from fake_hub import FakeHub
 
-from ovenbird_export import original, sources, transfer
+from ovenbird_export import original, sources
 from ovenbird_export.sources import CLIP, Origin, Wanted, locate
 
 pytestmark = pytest.mark.export

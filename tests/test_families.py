@@ -166,3 +166,34 @@ def test_the_embedded_scale_has_the_published_form() -> None:
     expected = [[*np.sin(angles), *np.cos(angles)]]
     np.testing.assert_allclose(guidance_embedding(7.5, 8), expected, atol=1e-6)
     assert guidance_embedding(7.5, 9).shape == (1, 9) and guidance_embedding(7.5, 9)[0, -1] == 0
+
+
+GIVEN: dict[str, Any] = {"original_size": (512, 640), "crops_coords_top_left": (8, 16), "target_size": (1024, 1000)}
+NEGATIVE: dict[str, Any] = {
+    "negative_original_size": (64, 72),
+    "negative_crops_coords_top_left": (1, 2),
+    "negative_target_size": (80, 88),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({}, [[96, 128, 0, 0, 96, 128]] * 2),
+        (GIVEN, [[512, 640, 8, 16, 1024, 1000]] * 2),
+        (NEGATIVE, [[64, 72, 1, 2, 80, 88], [96, 128, 0, 0, 96, 128]]),
+        (GIVEN | NEGATIVE | {"guidance_scale": 1.0}, [[512, 640, 8, 16, 1024, 1000]]),
+    ],
+    ids=["size", "given", "negative", "alone"],
+)
+def test_sdxl_is_told_sizes_and_crops(nestling: Path, tmp_path: Path, changes: Any, rows: Any) -> None:
+    model = bundle(nestling, tmp_path / "xl", "sdxl", {}, {})
+    told = condition(model, Encoders(), wish(**changes))["time_ids"]
+    np.testing.assert_array_equal(told, np.array(rows, np.float32))
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_others_are_not_told_sizes(nestling: Path, tmp_path: Path, name: str) -> None:
+    model = bundle(nestling, tmp_path / "sd", "sd", {}, {})
+    with pytest.raises(RequestError, match=f"{name}: test is not told of sizes"):
+        check(model, wish(**{name: GIVEN[name]}))

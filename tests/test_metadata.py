@@ -21,6 +21,9 @@ FACTS: dict[str, Any] = {
     "width": 16,
     "height": 8,
     "strength": None,
+    "variation_seed": None,
+    "variation_strength": 0.0,
+    "hires_scale": None,
     "model": "nestling",
     "ovenbird": "0.1.0",
 }
@@ -48,6 +51,15 @@ def test_the_web_ui_reads_both_prompts_as_they_were_meant() -> None:
     assert parameters(FACTS | prompts).startswith("a \\(red\\) \\\\ house\nNegative prompt: \\[snow\\]\nSteps")
     weighed = parameters(FACTS | prompts | {"prompt_syntax": "webui"})
     assert weighed.startswith("a (red) \\ house\nNegative prompt: [snow]\nSteps")
+
+
+def test_variations_and_enlarging_in_the_words_of_the_web_ui() -> None:
+    varied = parameters(FACTS | {"variation_seed": 9, "variation_strength": 0.25})
+    assert "Size: 16x8, Variation seed: 9, Variation seed strength: 0.25, Model" in varied
+    hires = {"hires_scale": 2.0, "hires_upscaler": "latent", "hires_strength": 0.7, "hires_steps": 32}
+    # The web UI's number is of the steps that are run: 22 of 32.
+    expected = "Denoising strength: 0.7, Hires upscale: 2, Hires steps: 22, Hires upscaler: Latent, Model"
+    assert f"Size: 16x8, {expected}" in parameters(FACTS | hires)
 
 
 def test_i12_what_exists_is_kept(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ovenbird import Bundle, Picture, Pipeline, Request, Step, schedulers
 from ovenbird.backends import BACKENDS
+from ovenbird.request import CONDITIONS
 
 pytestmark = [
     pytest.mark.export,
@@ -68,7 +69,8 @@ def theirs(pipeline: Any, engine: Pipeline, wish: Request) -> tuple[NDArray[np.u
     parts["scheduler"] = getattr(diffusers, ours.class_name).from_config(dict(ours.options))
     for optional in {"safety_checker", "feature_extractor", "image_encoder"} & set(known):
         parts[optional] = None
-    given: dict[str, Any] = {"image": wish.image}
+    told = {name: getattr(wish, name) for name in CONDITIONS} if "XL" in kind else {}
+    given: dict[str, Any] = {"image": wish.image, **told}
     if wish.mask_image is not None:
         given |= {"mask_image": wish.mask_image, "height": wish.height, "width": wish.width}
     drawing = task(**parts, **({"requires_safety_checker": False} if "requires_safety_checker" in known else {}))
@@ -194,21 +196,41 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Any]:
     return engine_over(pipeline, parity.SOURCE, tmp_path_factory.mktemp("loop") / "nestling"), pipeline
 
 
-# Without DPM2: diffusers gives the known area in the middle of its steps the noise of their end.
-INPAINTED = [name for name in schedulers.SAMPLERS if name not in ("dpm2", "flow_euler")]
+SAMPLERS = [name for name in schedulers.SAMPLERS if name != "flow_euler"]
 
 
-@pytest.mark.parametrize("name", INPAINTED)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_keeps_what_is_known_as_in_diffusers(loop: tuple[Pipeline, Any], name: str) -> None:
     image, mask = scene(64, 64), hole(64, 64)
     wish = Request(prompt=PROMPT, seed=1, image=image, mask_image=mask, num_inference_steps=4, scheduler=name)
     agree(*loop, wish)
 
 
-@pytest.mark.parametrize("name", [name for name in schedulers.SAMPLERS if name != "flow_euler"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_starts_late_as_in_diffusers(loop: tuple[Pipeline, Any], name: str) -> None:
     wish = Request(prompt=PROMPT, seed=2, image=scene(64, 72), num_inference_steps=6, strength=0.55, scheduler=name)
     agree(*loop, wish)
+
+
+def test_enlarged_latents_are_made_anew_as_in_diffusers(loop: tuple[Pipeline, Any]) -> None:
+    engine, pipeline = loop
+    given: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 6, "guidance_scale": 7.5}
+    wish = Request(**given, seed=3, width=64, height=72, hires_scale=1.5, hires_strength=0.55, scheduler="euler_a")
+    parts = pipeline.components | {
+        "scheduler": diffusers.EulerAncestralDiscreteScheduler.from_config(dict(engine.scheduler(wish).options))
+    }
+
+    def latents(task: Any, **more: Any) -> Any:
+        drawing = task(**parts, requires_safety_checker=False)
+        drawing.set_progress_bar_config(disable=True)
+        more |= {"generator": torch.Generator("cpu").manual_seed(3), "output_type": "latent"}
+        return drawing(**given, **more).images
+
+    small = latents(diffusers.StableDiffusionPipeline, width=64, height=72)
+    enlarged = torch.nn.functional.interpolate(small, size=(13, 12), mode="bilinear", antialias=False)
+    expected = latents(diffusers.StableDiffusionImg2ImgPipeline, image=enlarged, strength=0.55).numpy()
+    *_, found = (event.latents for event in engine.stream(wish) if isinstance(event, Step))
+    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
@@ -241,3 +263,8 @@ def test_sdxl_does_the_same(tmp_path: Path) -> None:
     given: dict[str, Any] = {"prompt": "a red house", "seed": 4, "image": scene(72, 64), "num_inference_steps": 3}
     agree(engine, pipeline, Request(**given))
     agree(engine, pipeline, Request(**given, mask_image=hole(72, 64)))
+    small: dict[str, Any] = {"original_size": (32, 40), "crops_coords_top_left": (5, 6), "target_size": (80, 88)}
+    agree(engine, pipeline, Request(**given, **small))
+    other: dict[str, Any] = {"negative_original_size": (500, 400), "negative_target_size": (48, 56)}
+    # Of the negative prompt, diffusers' image to image takes the other one's crop.
+    agree(engine, pipeline, Request(**given, **small, **other, negative_crops_coords_top_left=(5, 6)))

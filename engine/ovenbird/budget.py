@@ -8,29 +8,23 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
+from ovenbird import families
 from ovenbird.backends import Backend
 from ovenbird.bundle import Bundle
 from ovenbird.errors import RequestError, ResourceError
 from ovenbird.machine import available_memory, resident, total_memory
 from ovenbird.memory import HABITS, MIB, Cost, Foresight, Need
-from ovenbird.request import SIZE_STEP
+from ovenbird.request import LATENT, SIZE_STEP, Request
 from ovenbird.sizes import show_size
 from ovenbird.stages import ENCODERS_APART, MOST_SHAPES, ONE_BY_ONE, ROUND, TOGETHER, Groups, leaving
 
 
 class Job(NamedTuple):
-    """Pictures of one kind, by what decides how much memory they take."""
+    """Pictures of one kind."""
 
-    height: int
-    width: int
-    """In pixels."""
-    rows: int
-    """Of the U-Net's batch for one picture: 2 with guidance, else 1."""
-    channels: int
-    """That the U-Net takes."""
-    count: int
-    encodes: bool
-    """Whether it starts from a picture."""
+    wish: Request
+    """Settled; one of them."""
+    pictures: int
 
 
 @dataclass(frozen=True)
@@ -85,16 +79,47 @@ class Plan:
 def needs(bundle: Bundle, jobs: Sequence[Job], setting: Setting) -> Iterator[Need]:
     """What is called for, in this order, until it repeats itself."""
     encoders = [name for name in ("text_encoder", "text_encoder_2") if (bundle.path / name).is_dir()]
-    latents = int(bundle.config("vae_decoder").get("latent_channels", 4))
-    for job in jobs:
-        high, wide = job.height // bundle.vae_scale_factor, job.width // bundle.vae_scale_factor
-        tile = (setting.vae_tile or max(job.height, job.width)) // bundle.vae_scale_factor
-        for batches in _rounds(job.count, setting):
+    for wish, pictures in jobs:
+        for batches in _rounds(pictures, setting):
             yield from (Need(name, (1, 77)) for name in encoders)
-            if job.encodes:
-                yield Need("vae_encoder", (1, 3, job.height, job.width))
-            yield from (Need("unet", (job.rows * size, job.channels, high, wide)) for size in batches)
-            yield Need("vae_decoder", (1, latents, min(high, tile), min(wide, tile)))
+            yield from _drawing(bundle, wish, batches, setting.vae_tile)
+
+
+def _drawing(bundle: Bundle, wish: Request, batches: Sequence[int], vae_tile: int | None) -> Iterator[Need]:
+    """What the passes of a request call for."""
+    small, *larger = wish.passes
+    halves = 2 if families.guides(bundle, wish) else 1
+    if small.image is not None:
+        yield _encoder(small)
+    yield from (_unet(bundle, small, halves * size) for size in batches)
+    for large in larger:
+        if wish.hires_upscaler != LATENT:
+            yield _decoder(bundle, small, vae_tile)
+            yield _encoder(large)
+        yield from (_unet(bundle, large, halves * size) for size in batches)
+    yield _decoder(bundle, (small, *larger)[-1], vae_tile)
+
+
+def _encoder(wish: Request) -> Need:
+    assert wish.height and wish.width
+    return Need("vae_encoder", (1, 3, wish.height, wish.width))
+
+
+def _unet(bundle: Bundle, wish: Request, rows: int) -> Need:
+    channels = int(bundle.config("unet").get("in_channels", 4))
+    return Need("unet", (rows, channels, *_cells(bundle, wish, wish.tile_size)))
+
+
+def _decoder(bundle: Bundle, wish: Request, tile: int | None) -> Need:
+    channels = int(bundle.config("vae_decoder").get("latent_channels", 4))
+    return Need("vae_decoder", (1, channels, *_cells(bundle, wish, tile)))
+
+
+def _cells(bundle: Bundle, wish: Request, tile: int | None) -> tuple[int, int]:
+    """Height and width of the latents that a component sees at once."""
+    assert wish.height and wish.width
+    height, width = (min(side, tile or side) // bundle.vae_scale_factor for side in (wish.height, wish.width))
+    return height, width
 
 
 def _rounds(count: int, setting: Setting) -> Iterator[list[int]]:
@@ -105,7 +130,9 @@ def _rounds(count: int, setting: Setting) -> Iterator[list[int]]:
         yield [setting.batch_size] * whole + [rest] * bool(rest)
 
 
-def foresee(called: Iterable[Need], keep: Kept, cost: Callable[[Need], Cost], base: int, present: Iterable[Need]) -> int:
+def foresee(
+    called: Iterable[Need], keep: Kept, cost: Callable[[Need], Cost], base: int, present: Iterable[Need]
+) -> int:
     """The most that a process holds, in bytes, as components come and go; some may be ``present`` from before."""
     held = {need: cost(need).held for need in present}
     most = base + sum(held.values())
@@ -121,7 +148,7 @@ def foresee(called: Iterable[Need], keep: Kept, cost: Callable[[Need], Cost], ba
 
 def settings(asked: Setting, jobs: Sequence[Job]) -> Iterator[Setting]:
     """What could be done instead, the fastest first: tiles are the last resort, for they change the picture."""
-    largest = max(max(job.height, job.width) for job in jobs)
+    largest = max(side or 0 for wish, _ in jobs for part in wish.passes for side in (part.height, part.width))
     smaller = [tile for tile in TILES if tile < (asked.vae_tile or largest)]
     sizes = [asked.batch_size]
     while sizes[-1] > 1:
@@ -212,12 +239,13 @@ def _enough(count: int) -> str:
 
 def _smaller(asked: Setting, jobs: Sequence[Job], limit: int, peak: Peak) -> str:
     """The largest pictures of the same shape that would fit, down to half the size."""
-    height, width = jobs[0].height, jobs[0].width
-    if any((job.height, job.width) != (height, width) for job in jobs):
+    sizes = {(wish.height or 0, wish.width or 0) for wish, _ in jobs}
+    if len(sizes) > 1:
         return ""
+    [size] = sizes
     for share in range(15, 7, -1):
-        high, wide = (side * share // 16 // SIZE_STEP * SIZE_STEP for side in (height, width))
-        smaller = [job._replace(height=high, width=wide) for job in jobs]
+        height, width = (side * share // 16 // SIZE_STEP * SIZE_STEP for side in size)
+        smaller = [Job(wish.sized(height, width), pictures) for wish, pictures in jobs]
         if any(peak(setting, smaller) <= limit for setting in settings(asked, smaller)):
-            return f"; {wide}x{high} pixels would fit"
+            return f"; {width}x{height} pixels would fit"
     return ""

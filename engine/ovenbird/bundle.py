@@ -48,6 +48,8 @@ class Bundle:
     precision: str
     manifest: Mapping[str, Any] | None = field(repr=False)
     """What ``ovenbird.json`` says; None for a folder that another tool wrote."""
+    listing: str | None = field(default=None, repr=False)
+    """The hash of the list of files that a download of such a folder was checked against."""
 
     @classmethod
     def open(cls, model: str | Path = EMBEDDED, precision: str | None = None) -> Bundle:
@@ -97,15 +99,15 @@ class Bundle:
 
     @cached_property
     def key(self) -> str | None:
-        """The hash of the manifest, which names these bytes and no others; None without a manifest."""
+        """The hash of the manifest or the listing, which names these bytes and no others; None without either."""
         if self.manifest is None:
-            return None
+            return self.listing
         return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
 
     def verify(self, *, full: bool = True) -> None:
         """Compare every file with the manifest: its size and, if ``full``, its sha256.
 
-        A folder that passed once and whose files kept size, time and inode is not hashed again by ``verify_once``.
+        A folder that passed once and whose files kept size, times and inode is not hashed again by ``verify_once``.
         Raises ``ModelError`` naming the first file that differs.
         """
         if self.manifest is None:
@@ -125,16 +127,10 @@ class Bundle:
         if self.manifest is None:
             return
         self.verify(full=False)
-        stamp = f"{self.key}.{self._stamp()}.verified"
+        stamp = f"{self.key}.{cache.stamp(self.path / name for name in sorted(self.manifest['files']))}.verified"
         if cache.read(stamp) is None:
             self.verify(full=True)
             cache.write(stamp, b"")
-
-    def _stamp(self) -> str:
-        assert self.manifest is not None
-        stats = [(self.path / name).stat() for name in sorted(self.manifest["files"])]
-        facts = [(str(self.path.resolve()), s.st_size, s.st_mtime_ns, s.st_ino) for s in stats]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def model_roots() -> list[Path]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ovenbird.denoiser import Latents
 from ovenbird.images import HALF, Mask, Pixels, fitted
-from ovenbird.noise import TorchNoise
+from ovenbird.noise import Draw, Floats
 from ovenbird.predictions import Known
 from ovenbird.request import Request
 from ovenbird.schedulers import Scheduler
@@ -70,7 +70,13 @@ class Canvas:
         # An ordinary model has no use for the rest, but diffusers draws for it, so the picture takes its place.
         return cls(shape, pixels, new, picture, encode(values * ~new) if shown else picture, covered, shown)
 
-    def start(self, scheduler: Scheduler, steps: int, first: int, noise: TorchNoise) -> Start:
+    @classmethod
+    def enlarged(cls, latents: Latents, height: int, width: int) -> Canvas:
+        """Of finished latents (1, 4, h, w): the same, enlarged to so many cells, to be made anew in part."""
+        latents = bilinear(latents, height, width)
+        return cls(latents.shape, picture=Encoded(latents, None), covered=False)
+
+    def start(self, scheduler: Scheduler, steps: int, first: int, noise: Draw) -> Start:
         """The start of one picture at call ``first``; draws in the order in which diffusers' pipelines do."""
         clean = self.picture.draw(noise) if self.picture else None
         drawn = noise(self.shape)
@@ -101,3 +107,15 @@ class Canvas:
         """The mask (1, 1, H/8, W/8): of every cell its first pixel, as in diffusers."""
         factor = new.shape[0] // self.shape[2]
         return new[None, None, ::factor, ::factor]
+
+
+def bilinear(latents: Latents, height: int, width: int) -> Latents:
+    """The web UI's "Latent" upscaler: every cell from its four neighbours, as torch's ``interpolate`` has it."""
+    down, across = _shares(latents.shape[2], height), _shares(latents.shape[3], width)
+    return np.asarray(down @ latents @ across.T, np.float32)
+
+
+def _shares(cells: int, wanted: int) -> Floats:
+    """What each of the old cells gives to each of the new ones (wanted, cells); centres keep their place."""
+    centres = np.clip((np.arange(wanted) + 0.5) * (cells / wanted) - 0.5, 0, cells - 1)
+    return np.asarray(np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(cells))), np.float32)

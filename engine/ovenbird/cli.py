@@ -13,7 +13,10 @@ from typing import Any, TextIO
 import click
 
 from ovenbird import __version__
+from ovenbird.commands.cache import cache
+from ovenbird.commands.frames import frames
 from ovenbird.commands.generate import generate
+from ovenbird.commands.upscale import upscale
 from ovenbird.errors import Cancelled, OvenbirdError, ResourceError
 
 
@@ -69,7 +72,8 @@ def main(debug: bool) -> None:
     warnings.showwarning = _warn
 
 
-main.add_command(generate)
+for command in (generate, frames, upscale, cache):
+    main.add_command(command)
 
 
 def _warn(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from ovenbird.backends import Arrays
 Latents = NDArray[np.float32]  # (N, 4, H/8, W/8)
 Conditioning = Mapping[str, NDArray[np.float32]]
 Model = Callable[[Latents, float], Latents]
+Corner = tuple[int, int]  # of a tile, in cells from the top and from the left
 
 
 def guided(unet: Callable[[Arrays], Arrays], conditioning: Conditioning, guidance_scale: float) -> Model:
@@ -41,3 +43,31 @@ def rows(conditioning: Conditioning) -> int:
 def beside(model: Model, more: Latents) -> Model:
     """The model, shown more channels after those of the latents."""
     return lambda x, t: model(np.concatenate([x, more], axis=1), t)
+
+
+def tiled(model_at: Callable[[Corner], Model], height: int, width: int, tile: Corner) -> Model:
+    """A model for pictures larger than it can see: what it says of tiles that overlap, averaged at every step.
+
+    ``model_at`` gives it for the tile at a corner.  MultiDiffusion (Bar-Tal et al., 2023, equation 5).
+    """
+    corners = list(product(_starts(height, tile[0]), _starts(width, tile[1])))
+    models = [model_at(corner) for corner in corners]
+    if len(corners) == 1:
+        return models[0]
+    places = [np.s_[..., top : top + tile[0], left : left + tile[1]] for top, left in corners]
+
+    def model(x: Latents, t: float) -> Latents:
+        said = [one(x[place], t) for one, place in zip(models, places, strict=True)]
+        total, count = np.zeros((*said[0].shape[:2], height, width), np.float32), np.zeros((height, width), np.float32)
+        for output, place in zip(said, places, strict=True):
+            total[place] += output
+            count[place] += 1
+        return np.asarray(total / count, np.float32)
+
+    return model
+
+
+def _starts(side: int, tile: int) -> list[int]:
+    """Where tiles begin, evenly spread, that cover a side and overlap by a quarter or more."""
+    count = -(-(side - tile) // (tile - tile // 4)) + 1
+    return [round(place) for place in np.linspace(0, side - tile, count)]

@@ -43,8 +43,9 @@ class MissingExtraError(OvenbirdError, ImportError):
 
     exit_code = 3
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed", hint=f'pip install "ovenbird[{extra}]"')
+    def __init__(self, package: str, extra: str, why: str = "") -> None:
+        super().__init__(f"{why}{package} is not installed", hint=f'pip install "ovenbird[{extra}]"')
+        self.name = package
 
 
 class ResourceError(OvenbirdError, OSError):

@@ -8,12 +8,14 @@ The numbers in ``HABITS`` are fitted to OpenVINO 2026.4 and ONNX Runtime 1.31 on
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ovenbird import compiled
 from ovenbird.bundle import Bundle
 
 MIB = 1 << 20
@@ -107,15 +109,16 @@ class Foresight:
 
     def __init__(self, bundle: Bundle, runtime: str, precision: str) -> None:
         self.habits = HABITS[runtime]
-        self._bundle, self._width = bundle, WIDTHS[precision]
+        self._bundle, self._precision = bundle, precision
+        self._kept = set(_compiled_before())
         self.cost = cache(self._cost)
         """(need) -> its ``Cost``.  Raises ``ModelError`` when a config cannot be read."""
         self._facts = cache(self._read)
 
     def _cost(self, need: Need) -> Cost:
         config, weights = self._facts(need.component)
-        cost = self.habits.of_weights(weights, self._width, self._is_cached(need))
-        call = self._width * self.habits.maps * alive(need, config, fused=self.habits.fused)
+        cost = self.habits.of_weights(weights, WIDTHS[self._precision], self._is_cached(need))
+        call = WIDTHS[self._precision] * self.habits.maps * alive(need, config, fused=self.habits.fused)
         return Cost(cost.making, cost.held + int(call))
 
     def _read(self, component: str) -> tuple[Config, Weights]:
@@ -123,7 +126,16 @@ class Foresight:
         return config, read_weights(self._bundle.path / component, config, self._bundle.precision)
 
     def _is_cached(self, need: Need) -> bool:
-        return False
+        return (self._bundle.key, self._precision, need) in self._kept
+
+
+def _compiled_before() -> Iterator[tuple[str, str, Need]]:
+    """What the cache holds: the model's key, the arithmetic, and for which input."""
+    for facts in (entry.facts for entry in compiled.entries()):
+        with suppress(KeyError, TypeError, AttributeError, StopIteration):  # it says something else
+            shapes = {name: tuple(shape) for name, shape in facts["shapes"].items()}  # type: ignore[index]
+            precision = facts["properties"]["INFERENCE_PRECISION_HINT"]  # type: ignore[index]
+            yield facts["manifest"], precision, Need.of(facts["component"], shapes)  # type: ignore[index]
 
 
 def alive(need: Need, config: Config, *, fused: bool) -> float:
@@ -149,13 +161,15 @@ def _of_unet(shape: Shape, config: Config, fused: bool) -> float:
     wide = config["block_out_channels"]
     cells = [height * width / 4**level for level in range(len(wide))]
     attends = ["CrossAttn" in kind for kind in config["down_block_types"]]
-    kept = sum(layers * channels * count for layers, channels, count in zip(_kept(config), wide, cells, strict=True))
+    kept: float = sum(
+        layers * channels * count for layers, channels, count in zip(_kept(config), wide, cells, strict=True)
+    )
     below = [*wide[1:], wide[-1]]
-    widest = max(
+    widest: float = max(
         max(GATED * channels * attending, BESIDE * (channels + lower)) * count
         for channels, lower, attending, count in zip(wide, below, attends, cells, strict=True)
     )
-    matrices = max(
+    matrices: float = max(
         heads * count**2 * attending for heads, count, attending in zip(_heads(config), cells, attends, strict=True)
     )
     return rows * (kept + (widest if fused else max(widest, 2 * matrices)))
@@ -168,7 +182,7 @@ def _of_autoencoder(need: Need, config: Config, fused: bool) -> float:
     scale = 2 ** (len(wide) - 1)
     pixels = count * height * width * (1 if need.component == "vae_encoder" else scale**2)
     comes = wide if need.component == "vae_encoder" else [*wide[1:], wide[-1]]
-    widest = max(AROUND * channels * pixels / 4**level for level, channels in enumerate(comes))
+    widest: float = max(AROUND * channels * pixels / 4**level for level, channels in enumerate(comes))
     attends = config.get("mid_block_add_attention", True) and not fused
     return max(widest, 2 * (pixels / scale**2) ** 2 / count if attends else 0)
 

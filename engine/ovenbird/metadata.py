@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ovenbird.disk import FULL
 from ovenbird.errors import RequestError, ResourceError
 from ovenbird.prompts import escape
 
-FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_WEBP: Mapping[str, Any] = {"format": "WEBP", "quality": 90}
+ANIMATIONS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    ".webp": ({**_WEBP, "loop": 1}, {**_WEBP, "loop": 0}),
+    ".gif": ({"format": "GIF"}, {"format": "GIF", "loop": 0}),  # of GIFs, one that says nothing is shown once
+}
+"""The end of a name -> how Pillow writes it, to be shown once, and again and again."""
 
 
 def parameters(facts: Mapping[str, Any]) -> str:
@@ -32,26 +38,64 @@ def parameters(facts: Mapping[str, Any]) -> str:
         "CFG scale": f"{facts['guidance_scale']:g}",
         "Seed": facts["seed"],
         "Size": f"{facts['width']}x{facts['height']}",
+        **_varied(facts),
         **({"Denoising strength": f"{facts['strength']:g}"} if facts["strength"] is not None else {}),
+        **_enlarged(facts),
         "Model": facts["model"],
         "Version": f"ovenbird {facts['ovenbird']}",
     }
     return f"{prompt}{negative}\n" + ", ".join(f"{key}: {value}" for key, value in pairs.items())
 
 
-def save_png(image: Image, path: Path, facts: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Write beside the target, sync, then put in place; the text chunks are ``parameters`` and ``ovenbird`` (JSON).
+def _varied(facts: Mapping[str, Any]) -> dict[str, Any]:
+    strength = facts["variation_strength"]
+    return {"Variation seed": facts["variation_seed"], "Variation seed strength": f"{strength:g}"} if strength else {}
 
-    Raises ``RequestError`` when the file exists and must not be replaced, ``ResourceError`` when it cannot be written.
-    """
+
+def _enlarged(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The web UI counts the steps that are run, and not those from noise."""
+    if facts["hires_scale"] is None:
+        return {}
+    return {
+        "Denoising strength": f"{facts['hires_strength']:g}",
+        "Hires upscale": f"{facts['hires_scale']:g}",
+        "Hires steps": int(facts["hires_steps"] * facts["hires_strength"]),
+        "Hires upscaler": facts["hires_upscaler"].capitalize(),
+    }
+
+
+def save_png(image: Image, path: Path, facts: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """A PNG with the text chunks ``parameters`` and ``ovenbird`` (JSON); raises what ``whole`` raises."""
     text = PngInfo()
     text.add_itxt("parameters", parameters(facts))
     text.add_itxt("ovenbird", json.dumps(dict(facts), ensure_ascii=False, sort_keys=True))
+    with whole(path, overwrite) as file:
+        image.save(file, format="PNG", pnginfo=text)
+
+
+def save_animation(
+    frames: Sequence[Image], path: Path, *, fps: float, loop: bool = True, overwrite: bool = False
+) -> None:
+    """A WebP or GIF of the frames, by the name's end; raises what ``whole`` raises."""
+    how = ANIMATIONS[path.suffix.lower()]
+    first, *others = frames
+    with whole(path, overwrite) as file:
+        first.save(file, save_all=True, append_images=others, duration=round(1000 / fps), **how[loop])
+
+
+@contextmanager
+def whole(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
+    """A file to write, beside the target; when all is written it is synced and put in place.
+
+    Raises ``RequestError`` when the target exists and must stay, ``ResourceError`` when it cannot be written.
+    """
     part = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".ovenbird-", suffix=".png", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=".ovenbird-", suffix=path.suffix, delete=False
+        ) as file:
             part = Path(file.name)
-            image.save(file, format="PNG", pnginfo=text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.chmod(0o666 & ~_umask())

@@ -7,7 +7,7 @@ high and calls these numbers timesteps; a run walks down a few of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from ovenbird.errors import RequestError
 
 Floats = NDArray[np.float32]
+Draw = Callable[[Sequence[int]], Floats]
+"""The next array of a stream of standard normal numbers, of any shape."""
 Sigmas = NDArray[np.float64]  # (T,), sigma of every training timestep, ascending
 
 PURE_NOISE = 2.0**24  # stands for a level without any signal, whose sigma is infinite
@@ -196,3 +198,27 @@ def _box_muller(words: NDArray[np.uint32]) -> Floats:
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - uniform[:, 0]))
     angle = np.float32(2 * math.pi) * uniform[:, 1]
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+
+
+def varied(noise: Draw, other: Draw, strength: float) -> Draw:
+    """A stream on its way from one to the other, column by column of each channel, as in the web UI."""
+    return lambda shape: slerp(noise(shape), other(shape), strength, axis=-2)
+
+
+def slerp(low: Floats, high: Floats, share: float, axis: int) -> Floats:
+    """Spherical interpolation (Shoemake, 1985) of the vectors along an axis; of parallel ones, a straight line.
+
+    Vectors of one length keep it, so what lies between two draws of noise is as loud as they are.  With a ``share`` of
+    0 and of 1 the very arrays.
+    """
+    if share in (0, 1):
+        return high if share else low
+    a, b = low.astype(np.float64), high.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=axis, keepdims=True) * np.linalg.norm(b, axis=axis, keepdims=True)
+    cosine = (a * b).sum(axis=axis, keepdims=True) / np.where(lengths > 0, lengths, 1)
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    parallel = np.sin(angle) < 1e-6  # nearer, rounding decides
+    sine = np.where(parallel, 1, np.sin(angle))
+    mine = np.where(parallel, 1 - share, np.sin((1 - share) * angle) / sine)
+    theirs = np.where(parallel, share, np.sin(share * angle) / sine)
+    return np.asarray(a * mine + b * theirs, np.float32)

@@ -17,11 +17,12 @@ from ovenbird.backends import Arrays, Backend, Shapes, create
 from ovenbird.budget import KEEP, Job, Plan, Setting, needs, plan
 from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
-from ovenbird.denoiser import Conditioning, Latents, beside, guided, rows
+from ovenbird.denoiser import Conditioning, Corner, Latents, Model, beside, guided, rows, tiled
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
 from ovenbird.memory import MIB, Need
-from ovenbird.noise import TorchNoise
-from ovenbird.request import Request
+from ovenbird.models import open_model
+from ovenbird.noise import Draw, TorchNoise, varied
+from ovenbird.request import LATENT, Request
 from ovenbird.result import Picture, Result, Step
 from ovenbird.sizes import parse_size
 from ovenbird.stages import ROUND, Stages
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from ovenbird.schedulers import Scheduler
 
 T = TypeVar("T")
-_TOLD_APART = ("seed", "image", "mask_image", "strength")
-_SHOWN_APART = ("seed", "prompt", "negative_prompt")
-"""Fields that make no difference to what the U-Net is told, and to the canvas."""
+_DRAWN_APART = ("seed", "variation_seed", "variation_strength")
+_TOLD_APART = (*_DRAWN_APART, "blend", "image", "mask_image", "strength")
+_SHOWN_APART = (*_DRAWN_APART, "prompt", "negative_prompt", "to_prompt", "blend")
+"""Fields that make no difference to what the U-Net is told of the texts, and to the canvas."""
 
 
 class Sheet(NamedTuple):
@@ -41,14 +43,19 @@ class Sheet(NamedTuple):
 
     number: int
     wish: Request
+    """One of the passes of what was asked for."""
     conditioning: Conditioning
     canvas: Canvas
 
-    @property
-    def noise(self) -> TorchNoise:
-        """From its beginning."""
-        assert self.wish.seed is not None
-        return TorchNoise(self.wish.seed)
+    def start(self, scheduler: Scheduler, count: int, first: int) -> tuple[Start, Draw]:
+        """What its run starts from, and the noise that comes after that."""
+        seed, other, strength = self.wish.seed, self.wish.variation_seed, self.wish.variation_strength
+        assert seed is not None
+        noise: Draw = TorchNoise(seed)
+        if strength:
+            assert other is not None
+            return self.canvas.start(scheduler, count, first, varied(noise, TorchNoise(other), strength)), noise
+        return self.canvas.start(scheduler, count, first, noise), noise
 
     @property
     def kind(self) -> Hashable:
@@ -79,8 +86,8 @@ class Pipeline:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise RequestError(f"batch_size: {batch_size!r:.40} is not a whole number from 1")
         self.bundle, self.backend = bundle, backend
-        self.setting = Setting("all" if keep else "one stage", batch_size, None)
-        """How a run is made if memory allows."""
+        self.asked = self.setting = Setting("all" if keep else "one stage", batch_size, None)
+        """How runs are to be made, and how the last one was made in ``max_memory``."""
         self.max_memory = parse_size("max_memory", max_memory) if isinstance(max_memory, str) else max_memory
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
@@ -104,18 +111,21 @@ class Pipeline:
         keep: bool = True,
         batch_size: int = 1,
         max_memory: int | str | None = None,
+        offline: bool = False,
     ) -> Pipeline:
-        """Find and check a model folder and start a runtime; nothing is compiled yet.
+        """Find and check a model and start a runtime; nothing is compiled yet.
 
-        ``precision`` chooses the variant of the folder (``fp32``, ``fp16``), ``inference_precision`` the arithmetic
-        (``f32``, ``bf16``): None takes what the weights and the processor make best.  ``scheduler_config`` replaces
+        ``model`` is a name, a folder, or ``OWNER/NAME[@REVISION]`` of an exported model on the Hugging Face Hub, which
+        is downloaded; ``offline`` takes what was downloaded before.  ``precision`` chooses the variant of the folder
+        (``fp32``, ``fp16``), ``inference_precision`` the arithmetic (``f32``, ``bf16``): None takes what the weights
+        and the processor make best.  ``scheduler_config`` replaces
         single entries of the folder's own.  Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
         with timings.stage("load"):
-            bundle = Bundle.open(model, precision)
-            bundle.verify_once()
             runtime = create(backend, device, threads)
+            bundle = open_model(model, precision, backend, offline=offline)
+            bundle.verify_once()
         return cls(
             bundle,
             runtime,
@@ -167,9 +177,9 @@ class Pipeline:
         wishes = self._settled(requests)
         for wish in wishes:
             self._check(wish, self.scheduler(wish))
-        setting = self._settle(wishes)
+        self._prepare(wishes)
         self._stopped.clear()
-        return self._run(chain.from_iterable(wish.singles() for wish in wishes), setting)
+        return self._run(chain.from_iterable(wish.singles() for wish in wishes))
 
     def plan(self, requests: Request | Sequence[Request]) -> Plan | None:
         """How these requests would be made, and the memory that this takes; None where that cannot be foreseen.
@@ -185,29 +195,16 @@ class Pipeline:
 
     def _plan(self, wishes: Sequence[Request]) -> Plan | None:
         present = [Need.of(*each) for each in self._stages.present]
-        jobs = self._jobs(wishes)
-        return plan(self.bundle, self.backend, self.precision, self.setting, jobs, self.max_memory, present)
+        return plan(self.bundle, self.backend, self.precision, self.asked, _jobs(wishes), self.max_memory, present)
 
-    def _jobs(self, wishes: Sequence[Request]) -> list[Job]:
-        """What decides how much memory they take; neighbours that can be drawn side by side are one."""
-        jobs = []
-        for _, alike in groupby(wishes, lambda wish: wish.like(*_SHOWN_APART, "num_images_per_prompt")):
-            wish, *others = alike
-            assert wish.height and wish.width
-            count = sum(len(each.singles()) for each in (wish, *others))
-            halves = 2 if families.guides(self.bundle, wish) else 1
-            jobs.append(Job(wish.height, wish.width, halves, self._unet_channels, count, wish.image is not None))
-        return jobs
-
-    def _settle(self, wishes: Sequence[Request]) -> Setting:
+    def _prepare(self, wishes: Sequence[Request]) -> None:
         """Plan, and make room for it."""
-        planned = self._planned = self._plan(wishes)
-        setting = planned.setting if planned else self.setting
-        _, self._stages.groups, self._stages.most_shapes = KEEP[setting.keep]
+        self._planned = self._plan(wishes)
+        self.setting = self._planned.setting if self._planned else self.asked
+        _, self._stages.groups, self._stages.most_shapes = KEEP[self.setting.keep]
         if self.max_memory is not None:
-            called = set(needs(self.bundle, self._jobs(wishes), setting))
+            called = set(needs(self.bundle, _jobs(wishes), self.setting))
             self._stages.release(lambda name, shapes: Need.of(name, shapes) not in called)
-        return setting
 
     def _check(self, wish: Request, scheduler: Scheduler) -> None:
         plain = self._latent_channels
@@ -219,29 +216,58 @@ class Pipeline:
                 hint="give image and mask_image (--init-image FILE --mask FILE), or take another model",
             )
         families.check(self.bundle, wish)
-        if wish.image is not None and not (self.bundle.path / "vae_encoder").is_dir():
+        encodes = wish.image is not None or wish.hires_upscaler not in (None, LATENT)
+        if encodes and not (self.bundle.path / "vae_encoder").is_dir():
             raise ModelError(f"{self.bundle.path} has no vae_encoder, so it cannot start from an image")
-        scheduler.calls(wish.num_inference_steps, _first(wish, scheduler))
+        for part in wish.passes:
+            scheduler.calls(part.num_inference_steps, _first(part, scheduler))
         scheduler.check_eta(wish.eta)
 
-    def _run(self, singles: Iterable[Request], setting: Setting) -> Iterator[Step | Picture]:
-        """In rounds: all that the text encoders do for a round, all that the U-Net does, then the decoder."""
+    def _run(self, singles: Iterable[Request]) -> Iterator[Step | Picture]:
+        """In rounds: all that the text encoders do for a round, all that the U-Net does, then the decoder.
+
+        Of pictures that are enlarged the U-Net makes all small ones before the first large one.
+        """
         numbered = enumerate(singles)
         told: dict[Hashable, Conditioning] = {}
         canvases: dict[Hashable, Canvas] = {}
-        while wishes := list(islice(numbered, setting.batch_size if self._stages.together else ROUND)):
-            told = _each(wishes, _TOLD_APART, told, self._condition)
-            canvases = _each(wishes, _SHOWN_APART, canvases, self._canvas)
+        while wishes := dict(islice(numbered, self.setting.batch_size if self._stages.together else ROUND)):
+            passes = {number: wish.passes for number, wish in wishes.items()}
+            told = _each(chain.from_iterable(passes.values()), _TOLD_APART, told, self._condition)
+            canvases = _each((small for small, *_ in passes.values()), _SHOWN_APART, canvases, self._canvas)
             sheets = [
-                Sheet(number, wish, told[wish.like(*_TOLD_APART)], canvases[wish.like(*_SHOWN_APART)])
-                for number, wish in wishes
+                Sheet(number, small, _told(told, small), canvases[small.like(*_SHOWN_APART)])
+                for number, (small, *_) in passes.items()
             ]
-            drawn: list[tuple[Sheet, Latents]] = []
-            for batch in _batches(sheets, setting.batch_size):
-                latents = yield from self._draw(batch)
-                drawn += [(sheet, latents[k : k + 1]) for k, sheet in enumerate(batch)]
-            for sheet, latents in drawn:
-                yield Picture(sheet.number, sheet.wish, self._decoded(sheet, latents))
+            drawn = yield from self._drawn(sheets)
+            again = self._enlarged({number: wish for number, wish in wishes.items() if wish.hires_scale}, drawn)
+            sheets = [Sheet(number, large, _told(told, large), canvas) for number, large, canvas in again]
+            drawn |= yield from self._drawn(sheets)
+            for number, (sheet, latents) in drawn.items():
+                yield Picture(number, wishes[number], self._decoded(sheet, latents))
+
+    def _drawn(self, sheets: Sequence[Sheet]) -> Generator[Step, None, dict[int, tuple[Sheet, Latents]]]:
+        """By their numbers, with their latents."""
+        drawn: dict[int, tuple[Sheet, Latents]] = {}
+        for batch in self._batches(sheets):
+            latents = yield from self._draw(batch)
+            drawn |= {sheet.number: (sheet, latents[k : k + 1]) for k, sheet in enumerate(batch)}
+        return drawn
+
+    def _enlarged(
+        self, wishes: Mapping[int, Request], drawn: Mapping[int, tuple[Sheet, Latents]]
+    ) -> list[tuple[int, Request, Canvas]]:
+        """The second passes and what they start from: all that the decoder does for it, then what the encoder does."""
+        images = {number: self._decoded(*drawn[number]) for number in wishes if wishes[number].hires_upscaler != LATENT}
+        found = []
+        for number, wish in wishes.items():
+            _, large = wish.passes
+            if number in images:
+                canvas = self._canvas(large.starting_from(images[number]))
+            else:
+                canvas = Canvas.enlarged(drawn[number][1], *self._shape(large)[2:])
+            found.append((number, large, canvas))
+        return found
 
     def _condition(self, wish: Request) -> Conditioning:
         return families.condition(self.bundle, self._encoder, wish)
@@ -249,22 +275,22 @@ class Pipeline:
     def _canvas(self, wish: Request) -> Canvas:
         return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self._encode)
 
+    def _batches(self, sheets: Sequence[Sheet]) -> Iterator[list[Sheet]]:
+        """Neighbours of one kind, so many that they may be drawn side by side."""
+        for _, alike in groupby(enumerate(sheets), lambda pair: (pair[1].number - pair[0], pair[1].kind)):
+            while batch := [sheet for _, sheet in islice(alike, self.setting.batch_size)]:
+                yield batch
+
     def _draw(self, sheets: Sequence[Sheet]) -> Generator[Step, None, Latents]:
         """From noise to latents (N, 4, H/8, W/8), with pictures of one kind side by side."""
         wish = sheets[0].wish
         scheduler, shape, count = self.scheduler(wish), self._shape(wish), wish.num_inference_steps
         first = _first(wish, scheduler)
-        conditioning = families.together([sheet.conditioning for sheet in sheets])
-        sample = (rows(conditioning), self._unet_channels, *shape[2:])
-        unet = self._component("unet", {"sample": sample, **_shapes(conditioning)})
-        noises = [sheet.noise for sheet in sheets]
-        latents, known, more = Start.together(
-            [sheet.canvas.start(scheduler, count, first, noise) for sheet, noise in zip(sheets, noises, strict=True)]
-        )
-        model = guided(unet, conditioning, wish.guidance_scale)
-        shown = model if more is None else beside(model, more)
+        model = self._model(wish, families.together([sheet.conditioning for sheet in sheets]))
+        starts, noises = zip(*[sheet.start(scheduler, count, first) for sheet in sheets], strict=True)
+        latents, known, more = Start.together(starts)
         steps = scheduler.steps(
-            shown,
+            model if more is None else beside(model, more),
             latents,
             count,
             noise=lambda: np.concatenate([noise(shape) for noise in noises]),
@@ -279,6 +305,22 @@ class Pipeline:
             yield Step(numbers, step, calls, latents)
             self._check_stopped()
         return latents
+
+    def _model(self, wish: Request, conditioning: Conditioning) -> Model:
+        """The U-Net with guidance, for whole pictures, whether it sees them at once or by tiles."""
+        factor, (*_, height, width) = self.bundle.vae_scale_factor, self._shape(wish)
+        most = (wish.tile_size or max(height, width) * factor) // factor
+        tile = (min(height, most), min(width, most))
+        unet = self._component(
+            "unet", {"sample": (rows(conditioning), self._unet_channels, *tile), **_shapes(conditioning)}
+        )
+
+        def at(corner: Corner) -> Model:
+            top, left = (cells * factor for cells in corner)
+            told = families.FAMILIES[self.bundle.family].at(conditioning, top, left)
+            return guided(unet, told, wish.guidance_scale)
+
+        return tiled(at, height, width, tile)
 
     def _decoded(self, sheet: Sheet, latents: Latents) -> Image.Image:
         decoder = self._component("vae_decoder", {"latent_sample": latents.shape})
@@ -337,6 +379,7 @@ class Pipeline:
             runtime=self.backend.name,
             runtime_version=self.backend.version,
             device=self.backend.device,
+            devices={name: each.device for name, each in ran.items()},
             precision={name: each.precision for name, each in ran.items()},
             weights=self.bundle.precision,
             threads=self.backend.threads,
@@ -346,25 +389,29 @@ class Pipeline:
 
 
 def _each(
-    wishes: Iterable[tuple[int, Request]],
+    wishes: Iterable[Request],
     apart: Sequence[str],
     known: Mapping[Hashable, T],
     make: Callable[[Request], T],
 ) -> dict[Hashable, T]:
     """What is made of each of these wishes, once for all that are alike, and not again if it is known."""
     found: dict[Hashable, T] = {}
-    for _, wish in wishes:
+    for wish in wishes:
         key = wish.like(*apart)
         if key not in found:
             found[key] = known[key] if key in known else make(wish)
     return found
 
 
-def _batches(sheets: Sequence[Sheet], most: int) -> Iterator[list[Sheet]]:
-    """Neighbours of one kind, so many that they may be drawn side by side."""
-    for _, alike in groupby(sheets, lambda sheet: sheet.kind):
-        while batch := list(islice(alike, most)):
-            yield batch
+def _jobs(wishes: Iterable[Request]) -> list[Job]:
+    """Neighbours that can be drawn side by side are one."""
+    alike = groupby(wishes, lambda wish: wish.like(*_SHOWN_APART, "num_images_per_prompt"))
+    found = [list(group) for _, group in alike]
+    return [Job(group[0], sum(len(wish.singles()) for wish in group)) for group in found]
+
+
+def _told(told: Mapping[Hashable, Conditioning], wish: Request) -> Conditioning:
+    return families.blended(told[wish.like(*_TOLD_APART)], wish.blend)
 
 
 def _shapes(conditioning: Conditioning) -> dict[str, tuple[int, ...]]:

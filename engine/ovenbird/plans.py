@@ -50,6 +50,14 @@ class Plan(NamedTuple):
     strides: Strides
     above: Sequence[float] = ()  # the levels asked by the calls before the start
 
+    @property
+    def known(self) -> list[float]:
+        """The level of what inpainting keeps, for every call: amid a step that of its end, as in diffusers."""
+        return [
+            sigma if sigma == leaves else lands
+            for sigma, (leaves, lands) in zip(self.sigmas, self.strides, strict=True)
+        ]
+
 
 def diffusion_training(options: Options, pure: float = 4096.0) -> Sigmas:
     """Sigma of every training timestep, and ``pure`` where nothing but noise is left.

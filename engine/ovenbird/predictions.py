@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -73,10 +72,15 @@ class Known(NamedTuple):
         return np.where(self.new, x, (self.latents + self.noise * sigma) / unit)
 
 
-def keep_known(denoise: Denoise, known: Known) -> Denoise:
-    """Estimates from what is known; only the first call sees what the run began with, as in diffusers.
+def keep_known(denoise: Denoise, known: Known, levels: Iterable[float]) -> Denoise:
+    """Estimates from what is known, at a level for each call; the first sees what the run began with, as in diffusers.
 
     That is all a solver needs: what it does to one place does not depend on the others.
     """
-    calls = count()
-    return lambda x, sigma: denoise(known.into(x, sigma) if next(calls) else x, sigma)
+    calls = enumerate(levels)
+
+    def estimate(x: Latents, sigma: float) -> Latents:
+        call, level = next(calls)
+        return denoise(known.into(x, level) if call else x, sigma)
+
+    return estimate

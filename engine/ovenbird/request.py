@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import secrets
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,17 @@ from ovenbird.prompts import MOST_CHUNKS, SYNTAXES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Pair = tuple[int, int]
+CONDITIONS: Mapping[str, Pair | None] = {
+    "original_size": None,
+    "crops_coords_top_left": (0, 0),
+    "target_size": None,
+    "negative_original_size": None,
+    "negative_crops_coords_top_left": (0, 0),
+    "negative_target_size": None,
+}
+"""Field -> its default."""
+LARGEST_CONDITION = 1 << 14
 MAX_PROMPT_BYTES = 64 << 10
 MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 4096, 8
 MAX_STEPS = 1000
@@ -24,6 +35,9 @@ MAX_IMAGES = 1000
 MAX_CLIP_SKIP = 11  # the smaller text encoder of SD has twelve layers
 MAX_SEED = 2**64 - 1
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0  # diffusers' defaults
+LATENT = "latent"
+UPSCALERS = (LATENT, "lanczos")
+HIRES_STRENGTH, MAX_HIRES_SCALE = 0.7, 4.0  # the web UI's default, and the end of its slider
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +58,20 @@ class Request:
     run, rounded down.  Its middle is cut to the wished ratio of sides and resized.  With a ``mask_image`` too, only
     what is white there is made anew, half gray and lighter; all black leaves the picture as it was.  ``strength=None``
     is 0.8, with a mask 1.
+
+    The noise that a run starts with may lie between that of ``seed`` and that of ``variation_seed``, as far as
+    ``variation_strength`` says; noise that a sampler adds stays that of ``seed``.  Above 0, picture k has
+    ``variation_seed + k`` and the same ``seed``, as in the web UI.  So may the prompt lie between ``prompt`` and
+    ``to_prompt``, as far as ``blend`` says, None for half way; with an end of either the picture is that of the end.
+
+    With ``hires_scale`` the picture is made, enlarged by that factor (each side down to a multiple of 8) as latents or
+    as pixels (``hires_upscaler``, ``latent`` or ``lanczos``) and made anew from there like an ``image``, by
+    ``hires_strength``, None for 0.7, and ``hires_steps``, None for as many as before.  With a ``tile_size`` in pixels
+    the U-Net sees no more at once, and what it says of overlapping tiles is averaged.
+
+    The last six fields are for SDXL alone, which was told of each picture it learned from how large it had been and
+    what was cut off; pairs of pixels, height or top first.  None is the size of the picture.  The negative prompt has
+    the same as the prompt, or both sizes of its own.
     """
 
     prompt: str | Sequence[str]
@@ -61,49 +89,127 @@ class Request:
     image: Image | None = None
     mask_image: Image | None = None
     strength: float | None = None
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
+    to_prompt: str | None = None
+    blend: float | None = None
+    hires_scale: float | None = None
+    hires_upscaler: str | None = None
+    hires_strength: float | None = None
+    hires_steps: int | None = None
+    tile_size: int | None = None
+    original_size: Pair | None = None
+    crops_coords_top_left: Pair = (0, 0)
+    target_size: Pair | None = None
+    negative_original_size: Pair | None = None
+    negative_crops_coords_top_left: Pair = (0, 0)
+    negative_target_size: Pair | None = None
 
     def __post_init__(self) -> None:
         self._settle(**_texts(self.prompt, self.negative_prompt))
-        for name in ("height", "width"):
+        for name in ("height", "width", "tile_size"):
             if getattr(self, name) is not None:
                 _check_size(name, getattr(self, name))
         _check_int("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         _check_int("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES // len(self._prompts))
         _check_float("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
         _check_float("eta", self.eta, 0.0, 1.0)
-        if self.seed is not None:
-            _check_int("seed", self.seed, 0, MAX_SEED)
+        for name in ("seed", "variation_seed"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 0, MAX_SEED)
+        _check_float("variation_strength", self.variation_strength, 0.0, 1.0)
         if self.scheduler is not None and not isinstance(self.scheduler, str):
             raise RequestError(f"scheduler: {_short(self.scheduler)} is not a name")
         if not isinstance(self.prompt_syntax, str) or self.prompt_syntax not in SYNTAXES:
             raise RequestError(f"prompt_syntax: {_short(self.prompt_syntax)} is not one of {', '.join(SYNTAXES)}")
         _check_int("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP)
+        for name in CONDITIONS:
+            if getattr(self, name) is not None:
+                _check_pair(name, getattr(self, name))
+        self._check_negative_sizes()
         if self.image is not None:
             self._settle(**self._of_image(images.picture("image", self.image)))
         elif self.mask_image is not None or self.strength is not None:
             name = "strength" if self.mask_image is None else "mask_image"
             raise RequestError(f"{name}: there is no image that it could be for", hint="give an image, too")
+        self._settle(**self._of_ends(), **self._of_hires())
+
+    def _check_negative_sizes(self) -> None:
+        sizes = ("negative_original_size", "negative_target_size")
+        given = [name for name in CONDITIONS if "negative" in name and getattr(self, name) != CONDITIONS[name]]
+        if given and not set(sizes) <= set(given):
+            raise RequestError(f"{given[0]}: alone it has no effect", hint=f"give {' and '.join(sizes)}, too")
 
     def _of_image(self, image: Image) -> dict[str, Any]:
         """The fields that an image fills in or changes."""
         strength, mask = self.strength, self.mask_image
         if strength is None:
             strength = STRENGTH if mask is None else STRENGTH_WITH_MASK
-        _check_strength(strength, self.num_inference_steps)
+        _check_strength("strength", strength, self.num_inference_steps)
         width, height = _size_of(image, self.width, self.height)
         if mask is not None:
             mask = images.of_size("mask_image", images.mask("mask_image", mask), image.size)
         return {"image": image, "mask_image": mask, "strength": strength, "width": width, "height": height}
+
+    def _of_ends(self) -> dict[str, Any]:
+        """The fields that are filled in of a picture between two prompts."""
+        if self.to_prompt is None:
+            if self.blend is not None:
+                raise RequestError("blend: there is no prompt to blend with", hint="give to_prompt, too")
+            return {}
+        _check_text("to_prompt", self.to_prompt)
+        blend = 0.5 if self.blend is None else self.blend
+        _check_float("blend", blend, 0.0, 1.0)
+        return {"blend": blend}
+
+    def _of_hires(self) -> dict[str, Any]:
+        """The fields that are filled in of a picture that is made twice."""
+        given = [
+            name for name in ("hires_upscaler", "hires_strength", "hires_steps") if getattr(self, name) is not None
+        ]
+        if self.hires_scale is None:
+            if given:
+                raise RequestError(f"{given[0]}: nothing is enlarged", hint="give hires_scale, too")
+            return {}
+        if self.image is not None:
+            raise RequestError(
+                "hires_scale: it enlarges what was made of noise, not an image",
+                hint="leave it out; with an image, width and height say how large it becomes",
+            )
+        _check_float("hires_scale", self.hires_scale, 1.0, MAX_HIRES_SCALE)
+        self._check_larger()
+        upscaler = LATENT if self.hires_upscaler is None else self.hires_upscaler
+        if upscaler not in UPSCALERS:
+            raise RequestError(f"hires_upscaler: {_short(upscaler)} is not one of {', '.join(UPSCALERS)}")
+        steps = self.num_inference_steps if self.hires_steps is None else self.hires_steps
+        _check_int("hires_steps", steps, 1, MAX_STEPS)
+        strength = HIRES_STRENGTH if self.hires_strength is None else self.hires_strength
+        _check_strength("hires_strength", strength, steps)
+        return {"hires_upscaler": upscaler, "hires_steps": steps, "hires_strength": strength}
+
+    def _check_larger(self) -> None:
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            if side is not None and self._larger(side) > MAX_SIZE:
+                raise RequestError(
+                    f"hires_scale: {self.hires_scale:g} makes a {name} of {self._larger(side)}, more than {MAX_SIZE}",
+                    hint=f"the most is {MAX_SIZE / side:g}",
+                )
+
+    def _larger(self, side: int) -> int:
+        """A side after it was enlarged, rounded as the web UI rounds it."""
+        assert self.hires_scale is not None
+        return int(side * self.hires_scale) // SIZE_STEP * SIZE_STEP
 
     def _settle(self, **fields: Any) -> None:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
     @property
-    def texts(self) -> tuple[str, str]:
-        """Negative prompt and prompt of a request for one prompt."""
+    def texts(self) -> tuple[str, ...]:
+        """Negative prompt and prompt of a request for one prompt, and the other one that it is blended with."""
         [texts] = self._prompts
-        return texts
+        return texts if self.to_prompt is None else (*texts, self.to_prompt)
 
     @property
     def _prompts(self) -> list[tuple[str, str]]:
@@ -113,21 +219,78 @@ class Request:
         return list(zip(negative, prompts, strict=True))
 
     def settled(self, default_size: int) -> Request:
-        """The same wish with nothing left open: seed and size are filled in."""
-        return self._with(
-            seed=secrets.randbits(32) if self.seed is None else self.seed,
-            height=self.height or default_size,
-            width=self.width or default_size,
-        )
+        """The same wish with nothing left open: seeds and size are filled in.
+
+        Raises ``RequestError`` when the model's own size is one that cannot be enlarged so much.
+        """
+        settled = self._seeded()._with(height=self.height or default_size, width=self.width or default_size)
+        if self.hires_scale is not None:
+            settled._check_larger()
+        return settled
 
     def singles(self) -> list[Request]:
         """Of a settled request: one for each picture, which makes that picture alone."""
         assert self.seed is not None
         texts = [texts for texts in self._prompts for _ in range(self.num_images_per_prompt)]
+        counting = "variation_seed" if self.variation_strength else "seed"
+        first = getattr(self, counting)
         return [
-            self._with(prompt=prompt, negative_prompt=negative, seed=(self.seed + k) % 2**64, num_images_per_prompt=1)
+            self._with(prompt=prompt, negative_prompt=negative, num_images_per_prompt=1)
+            ._with(**{counting: (first + k) % 2**64})
+            ._at_end()
             for k, (negative, prompt) in enumerate(texts)
         ]
+
+    def frames(self, count: int) -> list[Request]:
+        """Requests for pictures on the way to ``to_prompt`` and to the noise of ``variation_seed``, with both ends.
+
+        Raises ``RequestError`` when neither is given, or several pictures are asked for.
+        """
+        _check_int("frames", count, 2, MAX_IMAGES)
+        if self.to_prompt is None and self.variation_seed is None:
+            raise RequestError("to_prompt: there is nowhere to go", hint="give to_prompt, variation_seed or both")
+        if not isinstance(self.prompt, str) or self.num_images_per_prompt > 1:
+            raise RequestError("frames: they lead from one picture to one other", hint="give one prompt")
+        start = self._seeded()
+        ways = ["blend"] * (self.to_prompt is not None) + ["variation_strength"] * (self.variation_seed is not None)
+        return [start._with(**dict.fromkeys(ways, k / (count - 1))) for k in range(count)]
+
+    @property
+    def passes(self) -> tuple[Request, ...]:
+        """What is drawn for a settled single: itself, or, to be enlarged, first the small picture, then the large one.
+
+        The large one starts from the small one: its ``image`` is yet to be made.
+        """
+        if self.hires_scale is None:
+            return (self,)
+        assert self.height and self.width
+        small = self._with(hires_scale=None, hires_upscaler=None, hires_strength=None, hires_steps=None)
+        large = small._with(
+            height=self._larger(self.height),
+            width=self._larger(self.width),
+            strength=self.hires_strength,
+            num_inference_steps=self.hires_steps,
+        )
+        return small, large
+
+    def sized(self, height: int, width: int) -> Request:
+        """The same wish for pictures of another size."""
+        return self._with(height=height, width=width)
+
+    def starting_from(self, image: Image) -> Request:
+        """The second of the ``passes``, with the first picture."""
+        return self._with(image=image)
+
+    def _seeded(self) -> Request:
+        """With the seeds that are used and not given."""
+        varied = _seed(self.variation_seed) if self.variation_strength else self.variation_seed
+        return self._with(seed=_seed(self.seed), variation_seed=varied)
+
+    def _at_end(self) -> Request:
+        """A picture at either end of the way between two prompts is a plain one."""
+        if self.blend not in (0, 1):
+            return self
+        return self._with(prompt=self.to_prompt if self.blend else self.prompt, to_prompt=None, blend=None)
 
     def like(self, *without: str) -> Hashable:
         """What is equal for requests that differ only in these fields; pictures are equal if they are the same one."""
@@ -152,6 +315,10 @@ class _Same:
 
     def __hash__(self) -> int:
         return id(self.value)
+
+
+def _seed(given: int | None) -> int:
+    return secrets.randbits(32) if given is None else given
 
 
 def _short(value: object) -> str:
@@ -212,12 +379,19 @@ def _check_size(name: str, value: object) -> None:
         )
 
 
-def _check_strength(strength: object, steps: int) -> None:
-    _check_float("strength", strength, 0.0, 1.0)
+def _check_pair(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise RequestError(f"{name}: {_short(value)} is not a pair of whole numbers", hint="for example (1024, 1024)")
+    for number in value:
+        _check_int(name, number, 0 if "crops" in name else 1, LARGEST_CONDITION)
+
+
+def _check_strength(name: str, strength: object, steps: int) -> None:
+    _check_float(name, strength, 0.0, 1.0)
     assert isinstance(strength, int | float)
     if int(steps * strength) < 1:
         raise RequestError(
-            f"strength: {strength:g} of {steps} steps is less than one step",
+            f"{name}: {strength:g} of {steps} steps is less than one step",
             hint=f"the least is {math.ceil(1000 / steps) / 1000:g}",
         )
 

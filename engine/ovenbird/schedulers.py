@@ -231,12 +231,12 @@ class Scheduler:
             )
         solver = self._kind.solver(Run(self.options, self.trained, plan, eta))
         if known is not None:
-            solver = over(partial(keep_known, known=known), solver)
+            solver = over(partial(keep_known, known=known, levels=plan.known), solver)
         walk = self._walk(solver, plan, model, np.asarray(latents, np.float32), noise or _no_noise)
         return walk if known is None else self._keeping(walk, plan, known)
 
     def _keeping(self, walk: Iterator[Latents], plan: Plan, known: Known) -> Iterator[Latents]:
-        for latents, sigma in zip(walk, [*plan.sigmas[1:], 0.0], strict=True):
+        for latents, sigma in zip(walk, [*plan.known[1:], 0.0], strict=True):
             yield known.into(latents, sigma, self._frame.kept(sigma)).astype(np.float32)
 
     def _walk(self, solver: Solver, plan: Plan, model: Model, latents: Latents, noise: Noise) -> Iterator[Latents]:

@@ -28,7 +28,7 @@ ENCODERS_APART: Groups = (
     ("unet", "vae_decoder", "tiny_vae_decoder", "safety_checker"),
 )
 MOST_SHAPES = 3
-"""Of one component; without an end, pictures of many sizes would fill the memory."""
+"""Of one component, where it may stay; without an end, pictures of many sizes would fill the memory."""
 ROUND = 16
 """Pictures of which all are sampled before the first is decoded, where the U-Net must leave to make room."""
 
@@ -38,6 +38,7 @@ class Ran(NamedTuple):
 
     cache: str
     precision: str
+    device: str
 
 
 class Stages:
@@ -71,7 +72,7 @@ class Stages:
         key = (name, tuple(sorted(shapes.items())))
         model = self._compiled.pop(key, None) or self._compile(name, shapes)
         self._compiled[key] = model  # the latest is last
-        self.ran[name] = Ran(model.cache, model.precision)
+        self.ran[name] = Ran(model.cache, model.precision, model.device)
         return self._timings.watch(name, short_of_memory(name)(model))
 
     def _compile(self, name: str, shapes: Shapes) -> CompiledModel:
@@ -112,5 +113,5 @@ def short_of_memory(name: str) -> Iterator[None]:
             raise
         raise ResourceError(
             f"{name}: there is not enough memory for it",
-            hint="--max-memory SIZE finds a way to do with less, or says what is needed; smaller pictures take less, too",
+            hint="--max-memory SIZE finds a way to do with less; smaller pictures take less, too",
         ) from error

@@ -87,6 +87,9 @@ class TimingReport:
     runtime: str
     runtime_version: str
     device: str
+    """The one that was asked for."""
+    devices: dict[str, str] = field(default_factory=dict)
+    """Component -> where it really ran."""
     precision: dict[str, str] = field(default_factory=dict)
     """Component -> arithmetic that really ran."""
     weights: str = ""
@@ -119,7 +122,9 @@ class TimingReport:
         yield "total", f"{self.total_s:8.2f} s{each}"
         planned = f"   foreseen: {self.planned_peak_mib:.0f}" if self.planned_peak_mib else ""
         yield "peak memory", f"{self.peak_rss_mib:8.0f} MiB{planned}" if self.peak_rss_mib else "     not measured here"
-        yield "runtime", f"{self.runtime} {self.runtime_version} on {self.device}, {self.threads} threads"
+        elsewhere = ", ".join(sorted({*self.devices.values()} - {self.device}))
+        device = f"{self.device} (ran on {elsewhere})" if elsewhere else self.device
+        yield "runtime", f"{self.runtime} {self.runtime_version} on {device}, {self.threads} threads"
         ran = ", ".join(f"{name} {kind}" for name, kind in self.precision.items())
         yield "precision", f"{self.weights} weights; ran in: {ran}"
         yield "CPU", f"{self.cpu} ({', '.join(self.instruction_sets) or 'instruction sets unknown'})"

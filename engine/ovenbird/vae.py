@@ -12,7 +12,7 @@ from ovenbird.backends import Arrays
 from ovenbird.denoiser import Latents
 from ovenbird.errors import NumericError
 from ovenbird.images import Pixels
-from ovenbird.noise import TorchNoise
+from ovenbird.noise import Draw
 
 Values = NDArray[np.float32]  # (1, 3, H, W), -1 .. 1
 
@@ -33,7 +33,7 @@ class Encoded(NamedTuple):
     mean: Latents
     deviation: Latents | None
 
-    def draw(self, noise: TorchNoise) -> Latents:
+    def draw(self, noise: Draw) -> Latents:
         """Latents (1, 4, H/8, W/8); without doubts nothing is drawn, as in diffusers."""
         return self.mean if self.deviation is None else self.mean + self.deviation * noise(self.mean.shape)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ovenbird import progress
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import RequestError
-from ovenbird_export import progress
 from ovenbird_export.precisions import PRECISIONS
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import onnx
 
+from ovenbird.progress import stage
 from ovenbird_export import calibration, graphs, modules, proof, publish, quantise
 from ovenbird_export.job import Job
 from ovenbird_export.precisions import Precision
-from ovenbird_export.progress import stage
 from ovenbird_export.proof import Figures
 from ovenbird_export.recipes import CHECKS, TRACE, Arrays, Cases, Config, Part, Probe
 

@@ -11,12 +11,12 @@ from ovenbird import __version__, schedulers
 from ovenbird.backends import BACKENDS, create
 from ovenbird.bundle import MANIFEST_FORMAT
 from ovenbird.errors import MissingExtraError, ModelError, RequestError
+from ovenbird.progress import note, stage
 from ovenbird_export import calibration, publish
 from ovenbird_export.attributes import Exam, Reader
 from ovenbird_export.image_processor import write_image_processor
 from ovenbird_export.job import Job
 from ovenbird_export.precisions import Precision
-from ovenbird_export.progress import note, stage
 from ovenbird_export.recipes import FREE, Shapes
 from ovenbird_export.source import NONE, Changes, Source
 from ovenbird_export.sources import Origin, Wanted, locate

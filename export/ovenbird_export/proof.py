@@ -11,13 +11,13 @@ import numpy as np
 
 from ovenbird.backends import CompiledModel, create
 from ovenbird.errors import NumericError
+from ovenbird.progress import stage
 from ovenbird_export import attributes, fidelity, layers
 from ovenbird_export.calibration import Recorder
 from ovenbird_export.fidelity import Run
 from ovenbird_export.graphs import ONNX_FILE
 from ovenbird_export.job import Job
 from ovenbird_export.precisions import Precision
-from ovenbird_export.progress import stage
 from ovenbird_export.recipes import Arrays, Cases, Part
 
 Figures = dict[str, dict[str, object]]

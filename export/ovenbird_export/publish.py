@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,14 +19,11 @@ from types import FrameType
 from typing import Any
 
 from ovenbird.bundle import MANIFEST
+from ovenbird.disk import is_disk_full
 from ovenbird.errors import Cancelled, OvenbirdError, RequestError, ResourceError
 
 TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
 LEFTOVER_AGE_S = 24 * 3600
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-TELLING = ("No space left", "quota exceeded", "File too large", "not enough space on the disk", "iostream")
-"""What tools say in errors of no particular kind when a file cannot be written: Rust's, and C++'s."""
-NEARLY_FULL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -91,14 +87,6 @@ def workspace(folder: Path, variants: Sequence[str], *, force: bool) -> Iterator
         for path in created:
             with suppress(OSError):  # it holds something, as it should
                 path.rmdir()
-
-
-def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """Whether a full disk is behind ``error``: it says so or, as tools' own errors may not, the disk is full now."""
-    if getattr(error, "errno", None) in FULL or any(text in str(error) for text in TELLING):
-        return True
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(there).free < NEARLY_FULL_BYTES
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ovenbird.errors import RequestError, ResourceError
-from ovenbird_export.progress import stage
+from ovenbird.hub import is_hub_id
+from ovenbird.progress import stage
 from ovenbird_export.publish import require_space
 
 SYNTHETIC = "synthetic:"
@@ -98,7 +99,7 @@ def _tokenizer(named: str, offline: bool) -> tuple[Path, str]:
     from ovenbird_export import hub
 
     path = Path(named).expanduser()
-    if path.is_dir() or not hub.is_hub_id(named):
+    if path.is_dir() or not is_hub_id(named):
         return path, path.resolve().name
     try:
         folder, found = hub.download_tokenizer(named, offline=offline)
@@ -112,7 +113,7 @@ def _tokenizer(named: str, offline: bool) -> tuple[Path, str]:
 def _hub(wanted: Wanted) -> Origin:
     from ovenbird_export import hub
 
-    if not hub.is_hub_id(wanted.text):
+    if not is_hub_id(wanted.text):
         raise RequestError(
             f"source: {wanted.text} is neither a folder, nor a file, nor OWNER/NAME on the Hub",
             hint=f"for random weights: {SYNTHETIC}tiny",

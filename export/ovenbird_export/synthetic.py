@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovenbird.errors import RequestError
+from ovenbird.progress import stage
 from ovenbird_export import publish
 from ovenbird_export.architectures import ARCHITECTURES, Architecture, Config
-from ovenbird_export.progress import stage
 from ovenbird_export.vocabulary import write_tokenizer
 
 PREFIX = "synthetic:"

@@ -9,10 +9,10 @@ from typing import Any
 
 from ovenbird.bundle import MANIFEST, PRECISIONS, Bundle, find, read_json
 from ovenbird.errors import MissingExtraError, ModelError, RequestError
+from ovenbird.progress import note, stage
 from ovenbird_export import precisions, publish, sources
 from ovenbird_export.export import SPARE_BYTES, can_draw, tool_versions, write_rest
 from ovenbird_export.job import Job
-from ovenbird_export.progress import note, stage
 from ovenbird_export.recipes import Shapes
 from ovenbird_export.source import NONE, Changes, Source
 from ovenbird_export.sources import Wanted

@@ -34,8 +34,12 @@ class CompiledModel(Protocol):
     cache: str
     """Whether compiling was saved: ``hit``, ``miss`` or ``off``."""
 
+    @property
+    def device(self) -> str:
+        """Where it really runs, as the runtime tells."""
+
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """Outputs by name; inputs are cast to the type that the graph declares."""
+        """Outputs by name, never in halves; inputs are cast to the type that the graph declares."""
 
 
 class Backend(Protocol):
@@ -60,6 +64,11 @@ def fit(array: NDArray[Any], port: Port) -> NDArray[Any]:
     """An array as a port wants it: its type, contiguous, and a lone number with as many axes as declared."""
     cast = np.ascontiguousarray(array, port.dtype)
     return cast.reshape((1,) * len(port.shape)) if array.size == 1 else cast
+
+
+def as_float32(array: NDArray[Any]) -> NDArray[Any]:
+    """The same, but halves widened, which samplers would go on calculating in."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 BACKENDS = {

@@ -2,99 +2,105 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ovenbird import cache
-from ovenbird.backends import Arrays, Port, Shapes, fit
+from ovenbird import compiled
+from ovenbird.backends import Arrays, Port, Shapes, as_float32, fit
+from ovenbird.backends.devices import parse
+from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import ModelError, RequestError
-from ovenbird.machine import usable_cores
+from ovenbird.machine import instruction_sets, usable_cores
 
 
 class OpenVINO:
-    """The OpenVINO runtime on a device by OpenVINO's own name (``cpu``, ``gpu``, ``npu``, ``auto``)."""
+    """The OpenVINO runtime on a device by OpenVINO's own name: ``cpu``, ``gpu.1``, ``npu``, ``auto:gpu,cpu``."""
 
     name = "openvino"
 
     def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
         self.core = ov.Core()
         self.version = ov.get_version().split("-")[0]
-        self.device = device
-        known = self.core.available_devices
-        if device.upper().split(".")[0] not in {*(name.split(".")[0] for name in known), "AUTO"}:
-            raise RequestError(
-                f"device: openvino has no {device!r} here", hint=f"it offers: {', '.join(known).lower()}"
-            )
+        self.device = device.lower()
+        self._device = parse(device, self.core.available_devices)
+        if threads and "CPU" not in self._device.members:
+            raise RequestError(f"threads: {threads} has no effect on {self.device}", hint="leave it out")
+        compiled.limit()  # a wrong one stops here, before any model is read
         self._threads = threads
         self.threads = threads or usable_cores()
 
     def best_precision(self, stored: str) -> str:
-        """``bf16`` for half-precision weights where the processor multiplies in it, else ``f32``."""
-        if stored == "fp32" or self.device.lower() != "cpu":
+        """For half-precision weights what the device multiplies in, ``bf16`` on processors and ``f16`` on others.
+
+        Else, and where several devices may run, ``f32``.
+        """
+        if stored == "fp32" or self._device.is_virtual:
             return "f32"
-        capabilities = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return "bf16" if "BF16" in capabilities else "f32"
+        wish, name = ("BF16", "bf16") if self.device == "cpu" else ("FP16", "f16")
+        return name if wish in self.core.get_property(self._device.name, "OPTIMIZATION_CAPABILITIES") else "f32"
 
     def compile(self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None) -> OpenVINOModel:
         """See ``Backend.compile``.  A folder with only ``model.onnx`` is read too."""
         properties = self._properties(precision)
-        key = cache_key and self._key(cache_key, folder.name, shapes, properties)
-        entry = cache.read(key) if key else None
-        if entry is not None:
-            names, _, blob = entry.partition(b"\n")
-            inputs, outputs = json.loads(names)
-            compiled = self._import(blob, properties)
-            if compiled is not None:
-                return OpenVINOModel(compiled, inputs, outputs, "hit")
+        facts = self._facts(cache_key, folder, shapes, properties) if cache_key else None
+        if facts and (found := self._load(facts, properties)):
+            return found
         model = self._read(folder, shapes)
         # Taken before compiling, which may give a port the name of a tensor inside.
-        inputs, outputs = _names(model.inputs), _names(model.outputs)
-        compiled = self._compile(model, properties, folder)
-        if key:
-            stream = BytesIO()
-            compiled.export_model(stream)
-            cache.write(key, json.dumps([inputs, outputs]).encode() + b"\n" + stream.getvalue())
-        return OpenVINOModel(compiled, inputs, outputs, "miss" if key else "off")
+        ports = _names(model.inputs), _names(model.outputs)
+        runs = self._compile(model, properties, folder)
+        return OpenVINOModel(runs, *ports, cached=_keep(facts, ports, runs) if facts else "off")
 
     def _properties(self, precision: str) -> dict[str, Any]:
         # Always asked for: without the hint OpenVINO may choose bf16 by itself.
         properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-        if self.device.lower() == "cpu":
-            # Without this, weights in eight bits would make it round what flows between the layers as well.
-            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        if "CPU" not in self._device.members:
+            return properties
+        # Without this, weights in eight bits would make it round what flows between the layers as well.
+        processor = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
         if self._threads:
-            properties["INFERENCE_NUM_THREADS"] = self._threads
-        return properties
+            processor["INFERENCE_NUM_THREADS"] = self._threads
+        return properties | ({"DEVICE_PROPERTIES": {"CPU": processor}} if self._device.is_virtual else processor)
 
-    def _key(self, model: str, component: str, shapes: Shapes, properties: Mapping[str, Any]) -> str:
-        device = self.core.get_property(self.device.upper(), "FULL_DEVICE_NAME") if self.device != "auto" else "auto"
-        facts = [
-            model,
-            component,
-            sorted(shapes.items()),
-            properties,
-            ov.get_version(),
-            self.device,
-            device,
-            _isa_limit(),
-        ]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest() + ".blob"
+    def _facts(self, model: str, folder: Path, shapes: Shapes, properties: Mapping[str, Any]) -> dict[str, Any]:
+        """All that a compiled model depends on."""
+        devices = {name: self.core.get_property(name, "FULL_DEVICE_NAME") for name in self._device.members}
+        return {
+            "model": _model_name(folder.parent),
+            "manifest": model,
+            "component": folder.name,
+            "shapes": {name: list(shape) for name, shape in shapes.items()},
+            "properties": properties,
+            "runtime": f"{self.name} {ov.get_version()}",
+            "device": self.device,
+            "devices": devices,
+            "instruction_sets": instruction_sets(),
+            "isa_limit": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        }
 
-    def _import(self, blob: bytes, properties: Mapping[str, Any]) -> ov.CompiledModel | None:
-        try:
-            return self.core.import_model(BytesIO(blob), self.device.upper(), dict(properties))
-        except RuntimeError:  # another build's blob; compiling anew is always right
+    def _load(self, facts: Mapping[str, Any], properties: Mapping[str, Any]) -> OpenVINOModel | None:
+        key = compiled.name(facts)
+        found = compiled.load(key)
+        if found is None:
             return None
+        blob = ov.Tensor(found.blob, shared_memory=True)
+        try:
+            runs = self.core.import_model(blob, self._device.name, dict(properties))
+        except RuntimeError:  # another build's; compiling anew is always right
+            compiled.discard(key)
+            return None
+        if self.device == "cpu":  # it has copied nearly all of it by now, and the test measures that it wrote nothing
+            found.drop_pages()
+        return OpenVINOModel(runs, *found.facts["ports"], cached="hit", blob=found.blob)
 
     def _read(self, folder: Path, shapes: Shapes) -> ov.Model:
         path = _graph_file(folder)
@@ -106,24 +112,99 @@ class OpenVINO:
 
     def _compile(self, model: ov.Model, properties: Mapping[str, Any], folder: Path) -> ov.CompiledModel:
         with _as_model_error(folder):
-            return self.core.compile_model(model, self.device.upper(), dict(properties))
+            return self.core.compile_model(model, self._device.name, dict(properties))
 
 
 class OpenVINOModel:
     """A compiled model with one inference request."""
 
-    def __init__(self, compiled: ov.CompiledModel, inputs: list[str], outputs: list[str], cached: str) -> None:
+    def __init__(
+        self,
+        runs: ov.CompiledModel,
+        inputs: list[str],
+        outputs: list[str],
+        *,
+        cached: str,
+        blob: compiled.Blob | None = None,
+    ) -> None:
         self.cache = cached
-        self._request = compiled.create_infer_request()
         self._outputs = outputs
-        self.inputs = {name: _port(port) for name, port in zip(inputs, compiled.inputs, strict=True)}
-        self.precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.inputs = {name: _port(port) for name, port in zip(inputs, runs.inputs, strict=True)}
+        self.precision = _precision(runs)
+        self._runs, self._request = runs, runs.create_infer_request()
+        self._blob = blob  # OpenVINO uses it in place and does not hold it
+
+    @property
+    def device(self) -> str:
+        """Where it runs; ``auto`` may begin on one device and go on on another."""
+        return ", ".join(name.strip("()").lower() for name in self._runs.get_property("EXECUTION_DEVICES"))
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See ``CompiledModel``."""
         cast = {name: fit(inputs[name], port) for name, port in self.inputs.items()}
         results = self._request.infer(list(cast.values()))
-        return {name: np.array(results[index]) for index, name in enumerate(self._outputs)}
+        return {name: as_float32(np.array(results[index])) for index, name in enumerate(self._outputs)}
+
+
+class _Stream(BytesIO):
+    """Memory by its type, which is the only one that ``export_model`` takes, and a file from where that stands now."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file, self._start = file, file.tell()
+        self.error: Exception | None = None
+        """The first; raised here it would be lost in OpenVINO, which then goes on as if nothing had happened."""
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except Exception as error:
+                self.error = error
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset + (self._start if whence == os.SEEK_SET else 0), whence) - self._start
+        except Exception as error:
+            self.error = self.error or error
+            return 0
+
+
+def _keep(facts: Mapping[str, Any], ports: Sequence[list[str]], runs: ov.CompiledModel) -> str:
+    """Keep a compiled model in the cache: ``miss``, or ``off`` for a device that gives nothing to keep."""
+
+    def export(file: IO[bytes]) -> None:
+        stream = _Stream(file)
+        with ThreadPoolExecutor(1) as pool:  # Ctrl-C, which only the main thread sees, would be lost in OpenVINO
+            pool.submit(runs.export_model, stream).result()
+        if stream.error:
+            raise stream.error
+
+    try:
+        compiled.keep(compiled.name(facts), {**facts, "ports": ports}, export)
+    except RuntimeError:
+        return "off"
+    return "miss"
+
+
+def _model_name(folder: Path) -> str:
+    """What a listing of the cache calls it."""
+    if not (folder / MANIFEST).is_file():
+        return folder.name
+    manifest = read_json(folder / MANIFEST)
+    return f"{manifest.get('name')} {manifest.get('precision')}"
+
+
+def _precision(runs: ov.CompiledModel) -> str:
+    """What is really calculated in, on each device in turn."""
+    devices = [name.strip("()") for name in runs.get_property("EXECUTION_DEVICES")]
+    if "INFERENCE_PRECISION_HINT" in runs.get_property("SUPPORTED_PROPERTIES"):
+        kinds = [runs.get_property("INFERENCE_PRECISION_HINT")]
+    else:
+        told = runs.get_property("DEVICE_PROPERTIES")
+        kinds = [told[name]["INFERENCE_PRECISION_HINT"] for name in devices if name in told]
+    return "+".join(dict.fromkeys(kind.get_type_name() for kind in kinds)) or "unknown"
 
 
 @contextmanager
@@ -162,7 +243,3 @@ def _graph_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise ModelError(f"{folder} holds neither openvino_model.xml nor model.onnx", hint="export the model again")
-
-
-def _isa_limit() -> str:
-    return os.environ.get("ONEDNN_MAX_CPU_ISA", "")

@@ -9,12 +9,18 @@ import click
 
 from ovenbird.commands.drawing import draw
 from ovenbird.commands.options import (
+    BETWEEN,
+    HIRES,
     PATH,
     PROMPT,
     RUNNING,
     SAMPLING,
+    SIDES,
+    SIZES,
     START,
+    TILES,
     check_folder,
+    check_free,
     options,
     pipeline_of,
     request_of,
@@ -30,7 +36,7 @@ WHERE = (
 
 
 @click.command(context_settings={"show_default": True})
-@options(PROMPT, START, WHERE, SAMPLING, RUNNING)
+@options(PROMPT, START, WHERE, SIDES, SAMPLING, BETWEEN, HIRES, TILES, SIZES, RUNNING)
 def generate(**typed: Any) -> None:
     """Make a picture of a prompt."""
     timings = timings_since_start()
@@ -48,9 +54,7 @@ def outputs(output: Path | None, count: int, overwrite: bool) -> list[Path]:
     if output is None:
         return _free_names(count)
     paths = [output] if count == 1 else [output.with_stem(f"{output.stem}-{k}") for k in range(count)]
-    for path in paths:
-        if (path.exists() or path.is_symlink()) and not overwrite:
-            raise RequestError(f"output: {path} exists", hint="choose another name, or add --overwrite")
+    check_free("output", paths, overwrite)
     return paths
 
 

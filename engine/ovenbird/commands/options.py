@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from ovenbird import images, machine, schedulers
+from ovenbird import images, machine, progress, schedulers
 from ovenbird.backends import BACKENDS
 from ovenbird.bundle import EMBEDDED, PRECISIONS
 from ovenbird.errors import RequestError
 from ovenbird.pipeline import Pipeline
 from ovenbird.prompts import SYNTAXES
-from ovenbird.request import STRENGTH, STRENGTH_WITH_MASK, Request
+from ovenbird.request import (
+    CONDITIONS,
+    HIRES_STRENGTH,
+    LATENT,
+    MAX_HIRES_SCALE,
+    STRENGTH,
+    STRENGTH_WITH_MASK,
+    UPSCALERS,
+    Request,
+)
 from ovenbird.timing import Timings
 
 Typed = Mapping[str, Any]
@@ -30,10 +41,7 @@ def _debug_here_too(ctx: click.Context, option: click.Parameter, value: bool) ->
     ctx.find_root().params["debug"] |= value
 
 
-PROMPT: Sequence[Option] = (
-    click.option(
-        "--prompt", required=True, multiple=True, help="What the picture shows; several times for several pictures."
-    ),
+WORDS: Sequence[Option] = (
     click.option("--negative-prompt", default="", help="What it does not show."),
     click.option(
         "--prompt-syntax",
@@ -45,6 +53,24 @@ PROMPT: Sequence[Option] = (
         "--clip-skip", type=int, default=0, help="Last layers of the text encoder to leave out, as in diffusers."
     ),
 )
+PROMPT: Sequence[Option] = (
+    click.option(
+        "--prompt", required=True, multiple=True, help="What the picture shows; several times for several pictures."
+    ),
+    *WORDS,
+    click.option("--num-images", type=int, default=1, help="Pictures of each prompt; number k of all uses seed + k."),
+)
+BETWEEN: Sequence[Option] = (
+    click.option("--variation-seed", type=int, help="Another seed, for --variation-strength.  [default: random]"),
+    click.option(
+        "--variation-strength",
+        type=float,
+        default=0.0,
+        help="How far the noise is on its way to that of --variation-seed, 0 to 1; picture k then uses that seed + k.",
+    ),
+    click.option("--to-prompt", help="Another prompt, for --blend."),
+    click.option("--blend", type=float, help="How far the prompt is on its way to it, 0 to 1.  [default: 0.5]"),
+)
 START: Sequence[Option] = (
     click.option("--init-image", type=PATH, help="A picture to start from: PNG, JPEG or WebP."),
     click.option(
@@ -55,15 +81,39 @@ START: Sequence[Option] = (
     ),
     click.option("--mask", type=PATH, help="White where --init-image is made anew, black where it stays."),
 )
-SAMPLING: Sequence[Option] = (
+HIRES: Sequence[Option] = (
+    click.option(
+        "--hires-scale",
+        type=float,
+        help=f"Make the picture, enlarge it by this factor, 1 to {MAX_HIRES_SCALE:g}, and make it anew from there.",
+    ),
+    click.option(
+        "--hires-upscaler",
+        type=click.Choice(UPSCALERS),
+        help=f"Enlarge latents, or pixels.  [default: {LATENT}]",
+    ),
+    click.option(
+        "--hires-strength",
+        type=float,
+        help=f"How much of the enlarged picture may change, above 0 to 1.  [default: {HIRES_STRENGTH:g}]",
+    ),
+    click.option(
+        "--hires-steps", type=int, help="Steps from noise; that share of them is run.  [default: --num-inference-steps]"
+    ),
+)
+TILES: Sequence[Option] = (
+    click.option("--tile-size", type=int, help="The most pixels a side that the U-Net sees at once.  [default: all]"),
+)
+SIDES: Sequence[Option] = (
     click.option("--height", type=int, help="Pixels, a multiple of 8.  [default: the model's, or --init-image's]"),
     click.option("--width", type=int, help="Pixels, a multiple of 8.  [default: the model's, or --init-image's]"),
+)
+SAMPLING: Sequence[Option] = (
     click.option("--num-inference-steps", type=int, default=DEFAULT_STEPS, help="Steps of the sampler."),
     click.option(
         "--guidance-scale", type=float, default=7.5, help="How closely to follow the prompt; 1 or less is off."
     ),
     click.option("--seed", type=int, help="The same seed gives the same picture.  [default: random]"),
-    click.option("--num-images", type=int, default=1, help="Pictures of each prompt; number k of all uses seed + k."),
     click.option(
         "--scheduler",
         help=f"A sampler: {', '.join(schedulers.SAMPLERS)}; many also with _{', _'.join(schedulers.SUFFIXES)}.  "
@@ -76,8 +126,25 @@ SAMPLING: Sequence[Option] = (
         "--beta-schedule", help="How betas grow: linear, scaled_linear, squaredcos_cap_v2.  [default: the model's]"
     ),
 )
+SIZES: Sequence[Option] = tuple(
+    click.option(
+        f"--{name.replace('_', '-')}",
+        nargs=2,
+        type=int,
+        default=default,
+        show_default=False,
+        metavar="TOP LEFT" if "crops" in name else "HEIGHT WIDTH",
+        help=f"What SDXL is told, as in diffusers.  [default: {default or 'the size of the picture'}]",
+    )
+    for name, default in CONDITIONS.items()
+)
 RUNNING: Sequence[Option] = (
-    click.option("--model", default=EMBEDDED, help="A name, or the folder of an exported model."),
+    click.option(
+        "--model",
+        default=EMBEDDED,
+        help="A name, the folder of an exported model, or OWNER/NAME[@REVISION] of one on the Hugging Face Hub.",
+    ),
+    click.option("--offline", is_flag=True, help="Take a model of the Hub from what was downloaded before."),
     click.option("--precision", type=click.Choice(PRECISIONS), help="Variant of the model.  [default: the best]"),
     click.option("--backend", type=click.Choice(list(BACKENDS)), default="openvino", help="Runtime."),
     click.option("--device", default="cpu", help="Device of the runtime."),
@@ -112,52 +179,41 @@ def options(*groups: Sequence[Option]) -> Callable[[Command], Command]:
     return add
 
 
-def request_of(typed: Typed) -> Request:
-    """The request that was typed.  Raises ``RequestError`` for what no model could do."""
-    prompts = typed["prompt"]
-    wish = Request(
-        prompt=prompts[0] if len(prompts) == 1 else list(prompts),
-        num_images_per_prompt=typed["num_images"],
-        image=images.read("init-image", typed["init_image"]) if typed.get("init_image") else None,
-        mask_image=images.read("mask", typed["mask"]) if typed.get("mask") else None,
-        strength=typed.get("strength"),
-        **{name: typed[name] for name in _SAME},
-    )
+def request_of(typed: Typed, **others: Any) -> Request:
+    """The request that was typed, and ``others`` of its fields.  Raises ``RequestError`` for what no model could do."""
+    given = {name: typed[name] for name in _SAME if name in typed}
+    if "prompt" in given and not isinstance(given["prompt"], str):
+        given["prompt"] = given["prompt"][0] if len(given["prompt"]) == 1 else list(given["prompt"])
+    for name, option in (("image", "init_image"), ("mask_image", "mask")):
+        if typed.get(option):
+            given[name] = images.read(option.replace("_", "-"), typed[option])
+    wish = Request(**given | {"num_images_per_prompt": typed.get("num_images", 1)} | others)
     if wish.scheduler is not None:
         schedulers.sampler(wish.scheduler)  # a wrong name stops here, before any model is read
     check_folder("report", typed["report"])
     return wish
 
 
-_SAME = (
-    "negative_prompt",
-    "prompt_syntax",
-    "clip_skip",
-    "height",
-    "width",
-    "num_inference_steps",
-    "guidance_scale",
-    "eta",
-    "seed",
-    "scheduler",
-)
-"""Options with the name of their field."""
+_SAME = tuple(field.name for field in fields(Request) if field.name not in ("image", "mask_image"))
+"""Options may have the names of these fields."""
 
 
 def pipeline_of(typed: Typed, timings: Timings) -> Pipeline:
     """The model, on the runtime, that were typed."""
     betas = {name: typed[name] for name in ("beta_start", "beta_end", "beta_schedule")}
-    return Pipeline.open(
-        typed["model"],
-        typed["backend"],
-        typed["device"],
-        threads=typed["threads"],
-        precision=typed["precision"],
-        batch_size=typed["batch_size"],
-        max_memory=typed["max_memory"],
-        timings=timings,
-        scheduler_config={name: value for name, value in betas.items() if value is not None},
-    )
+    with progress.silent() if typed["quiet"] else nullcontext():
+        return Pipeline.open(
+            typed["model"],
+            typed["backend"],
+            typed["device"],
+            threads=typed["threads"],
+            precision=typed["precision"],
+            batch_size=typed["batch_size"],
+            max_memory=typed["max_memory"],
+            offline=typed["offline"],
+            timings=timings,
+            scheduler_config={name: value for name, value in betas.items() if value is not None},
+        )
 
 
 def timings_since_start() -> Timings:
@@ -175,3 +231,10 @@ def check_folder(name: str, path: Path | None) -> None:
         raise RequestError(f"{name}: the folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}")
     if path is not None and path.is_dir():
         raise RequestError(f"{name}: {path} is a folder")
+
+
+def check_free(name: str, paths: Sequence[Path], overwrite: bool) -> None:
+    """Raises ``RequestError`` if there is something under one of these names that must not be replaced."""
+    for path in paths:
+        if (path.exists() or path.is_symlink()) and not overwrite:
+            raise RequestError(f"{name}: {path} exists", hint="choose another name, or add --overwrite")

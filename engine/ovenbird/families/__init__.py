@@ -13,7 +13,8 @@ from ovenbird.denoiser import Conditioning, rows
 from ovenbird.errors import RequestError
 from ovenbird.families import sd, sdxl
 from ovenbird.families.texts import Encoders
-from ovenbird.request import Request
+from ovenbird.noise import slerp
+from ovenbird.request import CONDITIONS, Request
 
 
 @dataclass(frozen=True)
@@ -21,20 +22,23 @@ class Family:
     """How one family is told about a request."""
 
     condition: Callable[[Bundle, Encoders, Request, bool], Conditioning]
-    """(bundle, text encoders, settled request, whether to guide) -> inputs of the U-Net."""
+    """(bundle, text encoders, settled request, whether to guide) -> inputs of the U-Net, a row for each text."""
     deepest_skip: Callable[[Bundle], int]
     """The largest ``clip_skip`` that its text encoders can do."""
+    at: Callable[[Conditioning, int, int], Conditioning] = lambda told, top, left: told
+    """(inputs of the U-Net, top, left) -> those for a tile of the picture that begins at these pixels."""
 
 
 FAMILIES = {
     "sd": Family(sd.condition, sd.deepest_skip),
-    "sdxl": Family(sdxl.condition, sdxl.deepest_skip),
+    "sdxl": Family(sdxl.condition, sdxl.deepest_skip, sdxl.at),
 }
 """By ``Bundle.family``."""
 
 
 def check(bundle: Bundle, wish: Request) -> None:
     """Raises ``RequestError`` for what the model's text encoders cannot do; nothing is compiled."""
+    _check_conditions(bundle, wish)
     deepest = FAMILIES[bundle.family].deepest_skip(bundle) if wish.clip_skip else 0
     if wish.clip_skip > deepest:
         able = f"can leave out {deepest}" if deepest else "gives nothing but what its last layer makes"
@@ -44,19 +48,37 @@ def check(bundle: Bundle, wish: Request) -> None:
         )
 
 
+def _check_conditions(bundle: Bundle, wish: Request) -> None:
+    for name, default in CONDITIONS.items():
+        if bundle.family != "sdxl" and getattr(wish, name) != default:
+            raise RequestError(f"{name}: {bundle.name} is not told of sizes", hint="leave it out; it is for SDXL alone")
+
+
 def guides(bundle: Bundle, wish: Request) -> bool:
     """Whether the U-Net runs for the negative prompt, too."""
     return wish.guidance_scale > 1 and not bundle.config("unet").get("time_cond_proj_dim")
 
 
 def condition(bundle: Bundle, encoders: Encoders, wish: Request) -> Conditioning:
-    """Every input of the U-Net but latents and timestep, with two rows, the negative first, if there is guidance.
+    """Every input of the U-Net but latents and timestep: a row for each text, the negative first, if there is guidance.
 
     A distilled model (LCM, Luo et al., 2023) has learned guidance: it is told the scale, and its one row is enough.
     """
     width = bundle.config("unet").get("time_cond_proj_dim")
     told = FAMILIES[bundle.family].condition(bundle, encoders, wish, guides(bundle, wish))
-    return {**told, "timestep_cond": guidance_embedding(wish.guidance_scale, width)} if width else told
+    if not width:
+        return told
+    return {**told, "timestep_cond": np.repeat(guidance_embedding(wish.guidance_scale, width), rows(told), axis=0)}
+
+
+def blended(told: Conditioning, blend: float | None) -> Conditioning:
+    """One row of the last two: what is told about a picture between two prompts, token by token on a sphere's arc."""
+    if blend is None:
+        return told
+    return {
+        name: np.concatenate([array[:-2], slerp(array[-2:-1], array[-1:], blend, axis=-1)])
+        for name, array in told.items()
+    }
 
 
 def together(pictures: Sequence[Conditioning]) -> Conditioning:

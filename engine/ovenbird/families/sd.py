@@ -16,7 +16,7 @@ def deepest_skip(bundle: Bundle) -> int:
 
 
 def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool) -> Conditioning:
-    """``encoder_hidden_states`` (1 or 2, 77 a chunk, D)."""
+    """``encoder_hidden_states`` (N, 77 a chunk, D), a row a text."""
     prompts = wish.texts if guide else wish.texts[1:]
     encoder = encoders("text_encoder")
     states = [

@@ -26,25 +26,43 @@ def deepest_skip(bundle: Bundle) -> int:
 
 
 def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool) -> Conditioning:
-    """``encoder_hidden_states`` (N, 77 a chunk, D1 + D2), ``text_embeds`` (N, P), ``time_ids`` (N, 6); N is 1 or 2.
+    """``encoder_hidden_states`` (N, 77 a chunk, D1 + D2), ``text_embeds`` (N, P), ``time_ids`` (N, 6); a row a text.
 
     Without a negative prompt its half is all zeros where ``model_index.json`` says so, as the model was trained.
     """
-    assert wish.height and wish.width
     zeros = not wish.texts[0] and bool(bundle.index.get("force_zeros_for_empty_prompt"))
     prompts = wish.texts if guide and not zeros else wish.texts[1:]
-    *negative, given = read(bundle, [f"tokenizer{part}" for part in PARTS], prompts, wish)
+    tokens = read(bundle, [f"tokenizer{part}" for part in PARTS], prompts, wish)
     # In diffusers, too, the negative prompt goes through every layer.
-    rows = [*(encoded(encoders, each, 0) for each in negative), encoded(encoders, given, wish.clip_skip)]
+    skips = [0] * (guide and not zeros) + [wish.clip_skip] * len(wish.texts[1:])
+    rows = [encoded(encoders, each, skip) for each, skip in zip(tokens, skips, strict=True)]
     if guide and zeros:
         rows = [_zeros(rows[0]), *rows]
-    # Original size, corner of the crop, target size: a picture that was made as it is asked for.
-    time_ids = np.array([[wish.height, wish.width, 0, 0, wish.height, wish.width]], np.float32)
+    negative, given = time_ids(wish)
     return {
         "encoder_hidden_states": np.concatenate([hidden for hidden, _ in rows]),
         "text_embeds": np.concatenate([summary for _, summary in rows]),
-        "time_ids": np.repeat(time_ids, len(rows), axis=0),
+        "time_ids": np.array([negative] * guide + [given] * len(wish.texts[1:]), np.float32),
     }
+
+
+def at(told: Conditioning, top: int, left: int) -> Conditioning:
+    """What is told about a tile that begins so many pixels down and across: it was cropped there from the whole.
+
+    DemoFusion (Du et al., 2024) does so.
+    """
+    return {**told, "time_ids": told["time_ids"] + np.array([0, 0, top, left, 0, 0], np.float32)}
+
+
+def time_ids(wish: Request) -> list[list[int]]:
+    """Of the negative prompt and of the prompt: original size, corner of the crop, target size."""
+    assert wish.height and wish.width
+    size = (wish.height, wish.width)
+    given = [*(wish.original_size or size), *wish.crops_coords_top_left, *(wish.target_size or size)]
+    original, target = wish.negative_original_size, wish.negative_target_size
+    if original is None or target is None:
+        return [given, given]
+    return [[*original, *wish.negative_crops_coords_top_left, *target], given]
 
 
 def encoded(encoders: Encoders, tokens: Sequence[Tokens], skip: int) -> Encoded:

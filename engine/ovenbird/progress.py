@@ -1,11 +1,12 @@
-"""What a person sees while an export runs, in a terminal and in the log of a CI job alike: whole lines on stderr."""
+"""What a person sees while an export or a download runs: whole lines on stderr, in a terminal and in a log alike."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -14,7 +15,13 @@ from threading import Lock
 import click
 
 IMPORTED = time.monotonic()
+AGAIN_S = 0.5
+"""A terminal is told this often how far a stage is."""
 _BEGAN = ContextVar("_BEGAN", default=IMPORTED)
+_SILENT = ContextVar("_SILENT", default=False)
+
+Advance = Callable[[float], None]
+"""Tells which share of a stage is done, 0 to 1."""
 
 
 def begin() -> None:
@@ -28,32 +35,43 @@ def elapsed() -> float:
 
 
 @contextmanager
-def stage(text: str, *written: Path) -> Iterator[None]:
+def silent() -> Iterator[None]:
+    """Nothing is shown inside."""
+    token = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
+
+
+@contextmanager
+def stage(text: str, *written: Path) -> Iterator[Advance]:
     """One line: when it begins the time and ``text``, when it ends its seconds, and by how much ``written`` grew.
 
     ``written`` are the files or folders that the stage writes, and no larger ones: their files are counted, twice.  The
-    tools stay quiet in it.
+    tools stay quiet in it.  Whoever tells how far it is, tells it to terminals alone.
     """
     started, before = time.monotonic(), size(*written)
+    line = f"{_clock()} {text} ... "
     try:
-        click.echo(f"{_clock()} {text} ... ", nl=False, err=True)
+        _show(line)
         with _QUIET:
-            yield
+            yield _advance(line)
     except BaseException:
-        click.echo("failed", err=True)
+        _show("failed\n")
         raise
     grown = f", {amount(size(*written) - before)}" if written else ""
-    click.echo(f"{time.monotonic() - started:.1f} s{grown}", err=True)
+    _show(f"{time.monotonic() - started:.1f} s{grown}\n")
 
 
 def end(written: int) -> None:
     """The last line: how long everything took, and how many bytes it gave."""
-    click.echo(f"{_clock()} done ... {elapsed():.1f} s, {amount(written)}", err=True)
+    _show(f"{_clock()} done ... {elapsed():.1f} s, {amount(written)}\n")
 
 
 def note(text: str) -> None:
     """Something worth knowing, on stderr."""
-    click.echo(f"{_clock()} note: {text}", err=True)
+    _show(f"{_clock()} note: {text}\n")
 
 
 def size(*paths: Path) -> int:
@@ -65,6 +83,23 @@ def size(*paths: Path) -> int:
 def amount(count: int) -> str:
     """Bytes as people read them."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _show(text: str) -> None:
+    if not _SILENT.get():
+        click.echo(text, nl=False, err=True)
+
+
+def _advance(line: str) -> Advance:
+    told = time.monotonic()
+
+    def advance(share: float) -> None:
+        nonlocal told
+        if sys.stderr.isatty() and time.monotonic() - told > AGAIN_S:
+            told = time.monotonic()
+            _show(f"\r{line}{share:.0%} ")
+
+    return advance
 
 
 def _clock() -> str:

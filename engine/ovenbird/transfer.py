@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from ovenbird import __version__
 from ovenbird.errors import ModelError, RequestError, ResourceError
 
 if TYPE_CHECKING:
@@ -72,6 +71,8 @@ def open_session() -> Session:
     from requests.adapters import HTTPAdapter
     from urllib3 import Retry
 
+    from ovenbird import __version__
+
     # The user agent lists no packages, and nothing is compressed, so that bytes can be counted.
     headers = build_hf_headers(headers={"user-agent": f"ovenbird/{__version__}", "accept-encoding": "identity"})
     token = headers.get("authorization", "")
@@ -103,8 +104,10 @@ def read(session: Session, url: str, most: int) -> bytes:
         return b"".join(_chunks(response, most))
 
 
-def bring(session: Session, url: str, file: File, folder: Path) -> None:
+def bring(session: Session, url: str, file: File, folder: Path, advance: Callable[[float], None]) -> None:
     """Put one file in its place, which it takes only when its bytes are the listed ones; nothing, if they are there.
+
+    ``advance`` is told which share of it has arrived.
 
     Raises ``ModelError`` when other bytes arrive, and what huggingface_hub, requests, urllib3 and the disk raise.
     """
@@ -113,7 +116,7 @@ def bring(session: Session, url: str, file: File, folder: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(2):
-        _complete(session, url, file, part)
+        _complete(session, url, file, part, advance)
         if file.is_at(part):
             os.replace(part, path)
             return
@@ -121,7 +124,7 @@ def bring(session: Session, url: str, file: File, folder: Path) -> None:
     raise ModelError(f"{file.name} arrived twice with other bytes than its repository lists", hint=BETWEEN)
 
 
-def _complete(session: Session, url: str, file: File, part: Path) -> None:
+def _complete(session: Session, url: str, file: File, part: Path, advance: Callable[[float], None]) -> None:
     """Go on with ``part`` until it has the file's size, over as many connections as that takes."""
     from huggingface_hub.errors import HfHubHTTPError
     from requests import RequestException
@@ -131,7 +134,7 @@ def _complete(session: Session, url: str, file: File, part: Path) -> None:
     idle = 0
     while (have := part.stat().st_size) < file.size:
         try:
-            _append(session, url, file, part, have)
+            _append(session, url, file, part, advance)
         except HfHubHTTPError:  # a RequestException, but final
             raise
         except (ModelError, RequestException, HTTPError):
@@ -141,11 +144,12 @@ def _complete(session: Session, url: str, file: File, part: Path) -> None:
             time.sleep(BACKOFF_S * 2**idle)
 
 
-def _append(session: Session, url: str, file: File, part: Path, have: int) -> None:
-    """Ask once for what is missing after ``have`` bytes."""
+def _append(session: Session, url: str, file: File, part: Path, advance: Callable[[float], None]) -> None:
+    """Ask once for what is missing."""
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
     from requests import ConnectionError
 
+    have = part.stat().st_size
     headers = {"range": f"bytes={have}-"} if have else {}
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
         if response.status_code != 416:
@@ -156,6 +160,7 @@ def _append(session: Session, url: str, file: File, part: Path, have: int) -> No
             for chunk in _chunks(response, file.size - target.tell() + 1):
                 target.write(chunk)
                 target.flush()  # what has arrived survives a kill
+                advance(target.tell() / file.size)
     if part.stat().st_size < file.size:
         raise ConnectionError("the connection was closed too early")
 

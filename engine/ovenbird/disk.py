@@ -1,0 +1,20 @@
+"""When a disk is full, and how tools say so."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TELLING = ("No space left", "quota exceeded", "File too large", "not enough space on the disk", "iostream")
+"""What tools say in errors of no particular kind when a file cannot be written: Rust's, and C++'s."""
+NEARLY_FULL_BYTES = 1 << 20
+
+
+def is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Whether a full disk is behind ``error``: it says so or, as tools' own errors may not, the disk is full now."""
+    if getattr(error, "errno", None) in FULL or any(text in str(error) for text in TELLING):
+        return True
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free < NEARLY_FULL_BYTES

@@ -1,0 +1,215 @@
+"""A model by its name, its folder, or its name on the Hugging Face Hub: found, downloaded if it must be, and opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ovenbird import cache, hub
+from ovenbird.bundle import COMPONENTS, LARGEST_JSON, MANIFEST, PRECISIONS, Bundle
+from ovenbird.errors import MissingExtraError, ModelError, RequestError
+from ovenbird.hub import COMMIT, Repository, Shelf
+from ovenbird.progress import note
+from ovenbird.transfer import File
+
+INDEX = "model_index.json"
+IR = ("openvino_model.xml", "openvino_model.bin")
+ONNX = ("model.onnx", "model.onnx_data", "model.onnx.data", "weights.pb")
+"""A graph, and what it may have its weights in."""
+FORMATS = {"openvino": (IR, ONNX), "onnxruntime": (ONNX,)}
+"""Runtime -> the formats that it reads, the best first."""
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TEXTS: Mapping[str, tuple[str, ...]] = {
+    "": (INDEX, MANIFEST, "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt"),
+    "scheduler": ("scheduler_config.json",),
+    "feature_extractor": ("preprocessor_config.json",),
+    **dict.fromkeys(("tokenizer", "tokenizer_2"), TOKENIZER),
+    **dict.fromkeys(COMPONENTS, ("config.json",)),
+}
+"""Folder -> what the engine reads there beside graphs."""
+LISTED = {
+    **dict.fromkeys(COMPONENTS, (*IR, *ONNX)),
+    **dict.fromkeys(
+        ("tokenizer", "tokenizer_2"),
+        tuple(f"openvino_{kind}.{end}" for kind in ("tokenizer", "detokenizer") for end in ("xml", "bin")),
+    ),
+}
+"""What else a manifest may list.  No other name is ever asked for, whatever a repository has."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """An exported model of the Hub."""
+
+    repo: str
+    revision: str
+    precision: str | None
+    runtime: str
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where it lies, apart from what the converter has of the same repository."""
+        return Shelf(self.repo, "exported")
+
+    def variant(self, there: Collection[str]) -> str:
+        """One of these folders, of which ``""`` is the repository itself.  Raises ``RequestError``."""
+        if "" in there:
+            return ""
+        known = [name for name in PRECISIONS if name in there]
+        if self.precision is not None and self.precision not in known:
+            raise RequestError(f"precision: {self.repo} has no {self.precision}", hint=f"it has: {', '.join(known)}")
+        return self.precision or known[0]
+
+    def part(self, variant: str) -> str:
+        """The name of what is taken of a commit."""
+        return f"{variant or 'flat'}.{self.runtime}"
+
+
+def open_model(
+    model: str | Path, precision: str | None = None, runtime: str = "openvino", *, offline: bool = False
+) -> Bundle:
+    """A model by name, by path, or by ``OWNER/NAME[@REVISION]`` on the Hub.
+
+    What lies here under that name goes first.  A branch is asked for each time, a commit that is complete is not;
+    ``offline`` asks for nothing.  Raises what ``Bundle.open`` raises, and what ``ovenbird.hub.download`` does.
+    """
+    repo, at, revision = str(model).partition("@")
+    if isinstance(model, Path) or not hub.is_hub_id(repo) or Path(model).expanduser().is_dir():
+        return Bundle.open(model, precision)
+    wish = Wish(repo, hub.checked_revision(revision if at else None), precision, runtime)
+    return _stored(wish, offline=hub.is_offline(offline)) or _downloaded(wish)
+
+
+def _stored(wish: Wish, *, offline: bool) -> Bundle | None:
+    """What lies there complete, if it need not be asked for.  Raises ``RequestError`` if it may not."""
+    if not offline and not COMMIT.fullmatch(wish.revision):
+        return None
+    commit = wish.shelf.commit(wish.revision)
+    there = cache.read(_variants(wish, commit)) if commit else None
+    variant = wish.variant(json.loads(there)) if there else ""
+    files = wish.shelf.files(commit, wish.part(variant)) if commit else None
+    if commit is None or files is None:
+        if offline:
+            what = " ".join(filter(None, (wish.repo, wish.revision, variant, "for", wish.runtime)))
+            raise hub.never_downloaded(wish.shelf, what)
+        return None
+    folder = wish.shelf.home / commit
+    if offline:
+        note(f"{wish.repo} {wish.revision} was commit {commit} when it was downloaded")
+    try:
+        _check_once(folder, files)
+    except ModelError:
+        if offline:
+            raise
+        return None
+    return _opened(wish, folder / variant, files)
+
+
+def _downloaded(wish: Wish) -> Bundle:
+    shelf = wish.shelf
+    try:
+        with hub.opened(shelf, wish.revision) as repository:
+            commit, listing = repository.resolve(wish.revision)
+            there = [name for name in ("", *PRECISIONS) if f"{name}{name and '/'}{INDEX}" in listing]
+            if not there:
+                raise _not_exported(wish, f"no {INDEX}")
+            variant = wish.variant(there)
+            with hub.alone(shelf, commit) as folder:
+                files = shelf.files(commit, wish.part(variant))
+                if files is None or not _is_untouched(folder, files):
+                    files = _fill(wish, repository, folder, commit, listing, variant)
+                    cache.write(_seen(folder, files), b"")
+                cache.write(_variants(wish, commit), json.dumps(there).encode())
+                shelf.remember(wish.revision, commit, files, wish.part(variant))
+    except MissingExtraError as error:
+        why = f"there is no folder {wish.repo}, and to ask the Hub for it "
+        raise MissingExtraError(str(error.name), "hub", why) from error
+    return _opened(wish, folder / variant, files)
+
+
+def _opened(wish: Wish, folder: Path, files: Iterable[File]) -> Bundle:
+    bundle = Bundle.open(folder, wish.precision)
+    return bundle if bundle.manifest else replace(bundle, name=wish.repo, listing=_digest(files))
+
+
+def _fill(
+    wish: Wish, repository: Repository, folder: Path, commit: str, listing: Mapping[str, File], variant: str
+) -> list[File]:
+    """Complete a variant: what is small first, so that what cannot be opened is refused before gigabytes."""
+    place = f"{variant}/" if variant else ""
+    inside = {name.removeprefix(place): file for name, file in listing.items() if name.startswith(place)}
+    first = [hub.pick(inside, name, LARGEST_JSON) for name in (INDEX, MANIFEST) if name in inside]
+    repository.bring(first, folder, commit)
+    bundle = Bundle.open(folder / variant, wish.precision)
+    names = [name for name in _listed(bundle) if name != INDEX] if bundle.manifest else [*_chosen(wish, inside)]
+    texts = [hub.pick(inside, name, LARGEST_JSON) for name in names if not _is_graph(name)]
+    repository.bring(texts, folder, commit)
+    graphs = [hub.pick(inside, name) for name in names if _is_graph(name)]
+    hub.require_space(folder, graphs)
+    repository.bring(graphs, folder, commit)
+    return [*first, *texts, *graphs]
+
+
+def _listed(bundle: Bundle) -> Iterator[str]:
+    """What a manifest lists.  Raises ``ModelError`` for a name that no export gives."""
+    assert bundle.manifest is not None
+    known = {f"{place}{place and '/'}{name}" for table in (TEXTS, LISTED) for place in table for name in table[place]}
+    for name in bundle.manifest["files"]:
+        if name not in known:
+            raise ModelError(f"{MANIFEST} lists {name[:64]!r}, which is no file of an exported model")
+        yield name
+
+
+def _chosen(wish: Wish, listing: Mapping[str, File]) -> Iterator[str]:
+    """What the runtime needs of a repository that another tool wrote."""
+    for place, names in TEXTS.items():
+        yield from (path for name in names if (path := f"{place}{place and '/'}{name}") in listing and name != INDEX)
+    for component in COMPONENTS:
+        graph = next((kind for kind in FORMATS[wish.runtime] if f"{component}/{kind[0]}" in listing), None)
+        if graph == IR:
+            yield from (f"{component}/{name}" for name in IR)
+        elif graph is not None:
+            yield from (path for name in graph if (path := f"{component}/{name}") in listing)
+        elif component in ("text_encoder", "unet", "vae_decoder"):
+            wanted = " or ".join(f"{component}/{kind[0]}" for kind in FORMATS[wish.runtime])
+            raise _not_exported(wish, f"no {wanted}")
+
+
+def _not_exported(wish: Wish, lacks: str) -> ModelError:
+    return ModelError(
+        f"{wish.repo} has {lacks}: it is not an exported model, or not for {wish.runtime}",
+        hint=f"export it: ovenbird export {wish.repo} FOLDER",
+    )
+
+
+def _is_graph(name: str) -> bool:
+    return name.rpartition("/")[2] in (*IR, *ONNX)
+
+
+def _check_once(folder: Path, files: list[File]) -> None:
+    """Hash every file, unless that was done and nothing has touched them.  Raises ``ModelError``."""
+    if not _is_untouched(folder, files):
+        hub.check_files(folder, files)
+        cache.write(_seen(folder, files), b"")
+
+
+def _is_untouched(folder: Path, files: Iterable[File]) -> bool:
+    try:
+        return cache.read(_seen(folder, files)) is not None
+    except OSError:
+        return False
+
+
+def _seen(folder: Path, files: Iterable[File]) -> str:
+    return f"{_digest(files)}.{cache.stamp(folder / file.name for file in files)}.verified"
+
+
+def _digest(files: Iterable[File]) -> str:
+    return hashlib.sha256(json.dumps([asdict(file) for file in files]).encode()).hexdigest()
+
+
+def _variants(wish: Wish, commit: str) -> str:
+    return wish.shelf.key(commit, "variants")
