@@ -110,9 +110,8 @@ def memory_(folder: Path, backend: str, kinds: tuple[str, ...], only: tuple[str,
                 for found in memory.measure(folder, backend, kind, case):
                     label = memory.label(found)
                     rows[label] = found
-                    click.echo(
-                        f"{label:<70} {found['foreseen_mib']:6d} {found['measured_mib']:6d} MiB {found['ratio']:6.2f}"
-                    )
+                    measured = f"{found['measured_mib']:6d} MiB {found['ratio']:6.2f}" if "ratio" in found else "-"
+                    click.echo(f"{label:<90} {found['foreseen_mib']:6d} {measured}")
                 record.write("memory", figures)
 
 

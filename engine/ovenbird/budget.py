@@ -16,7 +16,10 @@ from ovenbird.machine import available_memory, resident, total_memory
 from ovenbird.memory import HABITS, MIB, Cost, Foresight, Need
 from ovenbird.request import LATENT, SIZE_STEP, Request
 from ovenbird.sizes import show_size
-from ovenbird.stages import ENCODERS_APART, MOST_SHAPES, ONE_BY_ONE, ROUND, TOGETHER, Groups, leaving
+from ovenbird.stages import ENCODERS_APART, MOST_SHAPES, ONE_BY_ONE, TOGETHER, Groups, leaving
+
+ROUND = 16
+"""Pictures of which all are sampled before the first is decoded, where the U-Net must leave for that."""
 
 
 class Job(NamedTuple):
@@ -36,6 +39,12 @@ class Setting:
     batch_size: int
     vae_tile: int | None
     """Side in pixels, None for whole pictures."""
+
+    @property
+    def round(self) -> int:
+        """Pictures of which all are sampled before the first is decoded."""
+        stays = KEEP[self.keep].groups is TOGETHER
+        return self.batch_size if stays else max(ROUND, self.batch_size)
 
 
 class Kept(NamedTuple):
@@ -124,8 +133,8 @@ def _cells(bundle: Bundle, wish: Request, tile: int | None) -> tuple[int, int]:
 
 def _rounds(count: int, setting: Setting) -> Iterator[list[int]]:
     """How many pictures are drawn side by side, one batch after the other: of two rounds, and of the last."""
-    most = setting.batch_size if KEEP[setting.keep].groups is TOGETHER else max(ROUND, setting.batch_size)
-    for size in [most] * min(count // most, 2) + [count % most] * bool(count % most):
+    full, left = divmod(count, setting.round)
+    for size in [setting.round] * min(full, 2) + [left] * bool(left):
         whole, rest = divmod(size, setting.batch_size)
         yield [setting.batch_size] * whole + [rest] * bool(rest)
 

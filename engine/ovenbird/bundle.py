@@ -85,7 +85,13 @@ class Bundle:
 
     def config(self, component: str) -> dict[str, Any]:
         """The component's ``config.json``."""
-        return read_json(self.path / component / "config.json")
+        if component not in self._configs:
+            self._configs[component] = read_json(self.path / component / "config.json")
+        return self._configs[component]
+
+    @cached_property
+    def _configs(self) -> dict[str, dict[str, Any]]:
+        return {}
 
     @cached_property
     def vae_scale_factor(self) -> int:

@@ -25,7 +25,7 @@ from ovenbird.noise import Draw, TorchNoise, varied
 from ovenbird.request import LATENT, Request
 from ovenbird.result import Picture, Result, Step
 from ovenbird.sizes import parse_size
-from ovenbird.stages import ROUND, Stages
+from ovenbird.stages import Stages
 from ovenbird.timing import TimingReport, Timings, middle
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Pipeline:
         numbered = enumerate(singles)
         told: dict[Hashable, Conditioning] = {}
         canvases: dict[Hashable, Canvas] = {}
-        while wishes := dict(islice(numbered, self.setting.batch_size if self._stages.together else ROUND)):
+        while wishes := dict(islice(numbered, self.setting.round)):
             passes = {number: wish.passes for number, wish in wishes.items()}
             told = _each(chain.from_iterable(passes.values()), _TOLD_APART, told, self._condition)
             canvases = _each((small for small, *_ in passes.values()), _SHOWN_APART, canvases, self._canvas)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from ovenbird.backends import Arrays, Backend, CompiledModel, Shapes
 from ovenbird.bundle import COMPONENTS, Bundle
 from ovenbird.errors import ResourceError
+from ovenbird.machine import give_back
 from ovenbird.timing import Timings
 
 Key = TypeVar("Key", bound=tuple[str, Hashable])
@@ -29,8 +30,6 @@ ENCODERS_APART: Groups = (
 )
 MOST_SHAPES = 3
 """Of one component, where it may stay; without an end, pictures of many sizes would fill the memory."""
-ROUND = 16
-"""Pictures of which all are sampled before the first is decoded, where the U-Net must leave to make room."""
 
 
 class Ran(NamedTuple):
@@ -52,20 +51,13 @@ class Stages:
         self._compiled: dict[tuple[str, tuple[Any, ...]], CompiledModel] = {}
 
     @property
-    def together(self) -> bool:
-        """Whether all that a picture needs may stay in memory."""
-        return len(self.groups) == 1
-
-    @property
     def present(self) -> list[tuple[str, dict[str, tuple[int, ...]]]]:
         """What is in memory: names, and the shapes that it was compiled for."""
         return [(name, dict(shapes)) for name, shapes in self._compiled]
 
     def release(self, leaves: Callable[[str, Shapes], bool]) -> None:
         """Let go of every component for which the answer is yes."""
-        for name, shapes in list(self._compiled):
-            if leaves(name, dict(shapes)):
-                del self._compiled[name, shapes]
+        self._drop([key for key in self._compiled if leaves(key[0], dict(key[1]))])
 
     def component(self, name: str, shapes: Shapes) -> Callable[[Arrays], Arrays]:
         """The component for inputs of these shapes, timed at every call.  Raises ``ModelError``."""
@@ -76,12 +68,19 @@ class Stages:
         return self._timings.watch(name, short_of_memory(name)(model))
 
     def _compile(self, name: str, shapes: Shapes) -> CompiledModel:
-        for key in leaving(self._compiled, name, self.groups, self.most_shapes):
-            del self._compiled[key]
+        self._drop(leaving(self._compiled, name, self.groups, self.most_shapes))
         with self._timings.stage("compile"), short_of_memory(name):
-            return self._backend.compile(
+            model = self._backend.compile(
                 self._bundle.path / name, shapes, precision=self.precision, cache_key=self._bundle.key
             )
+            give_back()
+        return model
+
+    def _drop(self, keys: Collection[tuple[str, Any]]) -> None:
+        for key in keys:
+            del self._compiled[key]
+        if keys:
+            give_back()
 
 
 def leaving(present: Iterable[Key], name: str, groups: Groups, most_shapes: int) -> set[Key]:
