@@ -87,7 +87,7 @@ def _component(pipeline: Pipeline, case: Case) -> tuple[int, Callable[[], object
     shapes = _shapes(pipeline, need)
 
     def work() -> None:
-        stages = Stages(bundle, pipeline.backend, pipeline.precision, pipeline.timings, TOGETHER)
+        stages = Stages(bundle, pipeline.backend, pipeline.precision, pipeline.timings, TOGETHER, lambda _: None)
         inputs = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
         stages.component(need.component, shapes)(inputs | {"timestep": np.ones(1, np.float32)})
 

@@ -88,7 +88,7 @@ def test_published_variance_of_ddpm(start: int) -> None:
     """A step from latents of 0, with a network that says 0, is nothing but the noise it adds."""
     fact = FACTS["ddpm_variance"]
     scheduler, zero = from_config({"_class_name": "DDPMScheduler"}), np.zeros((1, 1, 1, 1), np.float32)
-    end = next(scheduler.steps(lambda x, t: x, zero, 1000, start=999 - start, noise=lambda: zero + 1))
+    end = next(scheduler.steps(lambda x, t: x, zero, 1000, start=999 - start, noise=lambda: zero + 1)).latents
     if str(start) in fact["values"]:
         assert end.item() ** 2 == pytest.approx(fact["values"][str(start)], abs=fact["abs_tol"])
 
@@ -102,7 +102,7 @@ def test_published_variance_of_ddim() -> None:
             continue
         n = 1000 // (timestep - lower)
         start = scheduler.timesteps(n).tolist().index(timestep)
-        end = next(scheduler.steps(lambda x, t: x, zero, n, start=start, eta=1.0, noise=lambda: zero + 1))
+        end = next(scheduler.steps(lambda x, t: x, zero, n, start=start, eta=1.0, noise=lambda: zero + 1)).latents
         assert end.item() ** 2 == pytest.approx(variance, abs=fact["abs_tol"])
 
 

@@ -16,7 +16,7 @@ from ovenbird.errors import ModelError, RequestError
 from ovenbird.noise import TorchNoise
 from ovenbird.plans import LADDERS
 from ovenbird.predictions import PREDICTIONS, Known, clean_estimate, threshold
-from ovenbird.schedulers import KINDS, NAMES, SAMPLERS, Scheduler, from_config, from_name, sampler
+from ovenbird.schedulers import KINDS, NAMES, SAMPLERS, Call, Scheduler, from_config, from_name, sampler
 from ovenbird.solvers import root
 
 STABLE_DIFFUSION = {
@@ -150,25 +150,28 @@ def test_what_is_known_stays_and_the_rest_is_as_without_it(name: str) -> None:
     known = Known(clean, noise, new)
     kept = [*scheduler.steps(network, begin, 5, noise=noise_from(9, begin.shape), known=known)]
     alone = [*scheduler.steps(toy, begin, 5, noise=noise_from(9, begin.shape))]
-    for latents, expected in zip(kept, alone, strict=True):
+    for (latents, estimate), (expected, guess) in zip(kept, alone, strict=True):
         assert_allclose(latents[here], expected[here], rtol=1e-5, atol=1e-6)
-    for latents, shown in zip(kept, seen[1:], strict=False):
+        assert_allclose(estimate[here], guess[here], rtol=1e-4, atol=1e-5)
+        assert_array_equal(estimate[~here], np.broadcast_to(clean, estimate.shape)[~here])
+    for (latents, _), shown in zip(kept, seen[1:], strict=False):
         place, asked = latents[~here], shown[~here]
         assert_allclose(asked / np.linalg.norm(asked), place / np.linalg.norm(place), atol=1e-6)
-    assert_allclose(kept[-1][~here], clean[~here], atol=1e-6)
+    assert_allclose(kept[-1].latents[~here], clean[~here], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_runs_do_not_disturb_each_other(name: str) -> None:
     scheduler = plain(name)
 
-    def walk(seed: int) -> Iterator[Array]:
+    def walk(seed: int) -> Iterator[Call]:
         latents = TorchNoise(seed)((1, 4, 4, 4))
         return scheduler.steps(toy, latents, 7, noise=noise_from(seed, latents.shape))
 
     *_, (one, two) = zip(walk(1), walk(2), strict=True)
-    assert_array_equal(one, list(walk(1))[-1])
-    assert_array_equal(two, list(walk(2))[-1])
+    for call, again in ((one, list(walk(1))[-1]), (two, list(walk(2))[-1])):
+        assert_array_equal(call.latents, again.latents)
+        assert_array_equal(call.clean, again.clean)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -212,7 +215,9 @@ def test_a_network_that_knows_the_picture_makes_it(name: str, prediction: str) -
         v = (eps - picture * sigma) / root(sigma)
         return {"epsilon": eps, "v_prediction": v, "sample": picture, "flow_prediction": eps - picture}[prediction]
 
-    end = scheduler.sample(network, begin, 10, noise=noise_from(3, unit.shape))
+    calls = [*scheduler.steps(network, begin, 10, noise=noise_from(3, unit.shape))]
+    assert max(np.abs(call.clean - picture).max() for call in calls) < 1e-4
+    end = calls[-1].latents
     lowest = plan.strides[-1][1]  # some classes end a little above 0
     assert np.abs(end * scheduler._frame.kept(lowest) - picture).max() < 4 * lowest + 1e-4
 

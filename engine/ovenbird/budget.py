@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
-from ovenbird import families
 from ovenbird.backends import Backend
 from ovenbird.bundle import Bundle
 from ovenbird.errors import RequestError, ResourceError
@@ -28,6 +28,32 @@ class Job(NamedTuple):
     wish: Request
     """Settled; one of them."""
     pictures: int
+    rows: int
+    """Of the U-Net's batch for one picture: 2 with guidance, else 1."""
+
+
+class Cast(NamedTuple):
+    """The components of a model that take part, and what is the same for all pictures."""
+
+    encoders: tuple[str, ...]
+    decoder: str
+    glance: str | None
+    """What decodes previews, if there are any."""
+    checked: bool
+    """Whether the safety checker is asked."""
+    channels: int
+    """That the U-Net takes."""
+    latent_channels: int
+    cell: int
+    """Side in pixels."""
+
+    @classmethod
+    def of(cls, bundle: Bundle, decoder: str, glance: str | None, checked: bool) -> Cast:
+        """Of a folder."""
+        encoders = tuple(name for name in ("text_encoder", "text_encoder_2") if (bundle.path / name).is_dir())
+        latents = int(bundle.config("vae_decoder").get("latent_channels", 4))
+        channels = int(bundle.config("unet").get("in_channels", latents))
+        return cls(encoders, decoder, glance, checked, channels, latents, bundle.vae_scale_factor)
 
 
 @dataclass(frozen=True)
@@ -85,50 +111,49 @@ class Plan:
         return f"{KEEP[setting.keep].label}; {side} at a time{tiles}; about {show_size(self.peak)}{of}"
 
 
-def needs(bundle: Bundle, jobs: Sequence[Job], setting: Setting) -> Iterator[Need]:
+def needs(cast: Cast, jobs: Sequence[Job], setting: Setting) -> Iterator[Need]:
     """What is called for, in this order, until it repeats itself."""
-    encoders = [name for name in ("text_encoder", "text_encoder_2") if (bundle.path / name).is_dir()]
-    for wish, pictures in jobs:
+    for wish, pictures, rows in jobs:
+        small, *larger = wish.passes
         for batches in _rounds(pictures, setting):
-            yield from (Need(name, (1, 77)) for name in encoders)
-            yield from _drawing(bundle, wish, batches, setting.vae_tile)
+            yield from (Need(name, (1, 77)) for name in cast.encoders)
+            if small.image is not None:
+                yield _encoder(small, setting)
+            yield from _drawing(cast, small, [rows * size for size in batches], setting)
+            for large in larger:
+                if wish.hires_upscaler != LATENT:
+                    yield _decoder(cast.decoder, cast, small, setting)
+                    yield _encoder(large, setting)
+                yield from _drawing(cast, large, [rows * size for size in batches], setting)
+            yield _decoder(cast.decoder, cast, (small, *larger)[-1], setting)
+            yield from _checker(cast)
 
 
-def _drawing(bundle: Bundle, wish: Request, batches: Sequence[int], vae_tile: int | None) -> Iterator[Need]:
-    """What the passes of a request call for."""
-    small, *larger = wish.passes
-    halves = 2 if families.guides(bundle, wish) else 1
-    if small.image is not None:
-        yield _encoder(small)
-    yield from (_unet(bundle, small, halves * size) for size in batches)
-    for large in larger:
-        if wish.hires_upscaler != LATENT:
-            yield _decoder(bundle, small, vae_tile)
-            yield _encoder(large)
-        yield from (_unet(bundle, large, halves * size) for size in batches)
-    yield _decoder(bundle, (small, *larger)[-1], vae_tile)
+def _drawing(cast: Cast, wish: Request, batches: Sequence[int], setting: Setting) -> Iterator[Need]:
+    for rows in batches:
+        yield Need("unet", (rows, cast.channels, *(side // cast.cell for side in _seen(wish, wish.tile_size))))
+        if cast.glance is not None:
+            yield _decoder(cast.glance, cast, wish, setting)
+            yield from _checker(cast)
 
 
-def _encoder(wish: Request) -> Need:
+def _encoder(wish: Request, setting: Setting) -> Need:
+    return Need("vae_encoder", (1, 3, *_seen(wish, setting.vae_tile)))
+
+
+def _decoder(name: str, cast: Cast, wish: Request, setting: Setting) -> Need:
+    return Need(name, (1, cast.latent_channels, *(side // cast.cell for side in _seen(wish, setting.vae_tile))))
+
+
+def _checker(cast: Cast) -> Iterator[Need]:
+    if cast.checked:
+        yield Need("safety_checker", (1, 3, 224, 224))
+
+
+def _seen(wish: Request, tile: int | None) -> tuple[int, int]:
+    """Height and width in pixels of what goes through a component at once."""
     assert wish.height and wish.width
-    return Need("vae_encoder", (1, 3, wish.height, wish.width))
-
-
-def _unet(bundle: Bundle, wish: Request, rows: int) -> Need:
-    channels = int(bundle.config("unet").get("in_channels", 4))
-    return Need("unet", (rows, channels, *_cells(bundle, wish, wish.tile_size)))
-
-
-def _decoder(bundle: Bundle, wish: Request, tile: int | None) -> Need:
-    channels = int(bundle.config("vae_decoder").get("latent_channels", 4))
-    return Need("vae_decoder", (1, channels, *_cells(bundle, wish, tile)))
-
-
-def _cells(bundle: Bundle, wish: Request, tile: int | None) -> tuple[int, int]:
-    """Height and width of the latents that a component sees at once."""
-    assert wish.height and wish.width
-    height, width = (min(side, tile or side) // bundle.vae_scale_factor for side in (wish.height, wish.width))
-    return height, width
+    return min(wish.height, tile or wish.height), min(wish.width, tile or wish.width)
 
 
 def _rounds(count: int, setting: Setting) -> Iterator[list[int]]:
@@ -155,14 +180,17 @@ def foresee(
     return most
 
 
-def settings(asked: Setting, jobs: Sequence[Job]) -> Iterator[Setting]:
-    """What could be done instead, the fastest first: tiles are the last resort, for they change the picture."""
-    largest = max(side or 0 for wish, _ in jobs for part in wish.passes for side in (part.height, part.width))
+def settings(asked: Setting, jobs: Sequence[Job], previews: bool = False) -> Iterator[Setting]:
+    """What could be done instead, the fastest first: tiles are the last resort, for they change the picture.
+
+    Where there are previews, the U-Net and a decoder are in memory at once.
+    """
+    largest = max(max(_seen(part, None)) for job in jobs for part in job.wish.passes)
     smaller = [tile for tile in TILES if tile < (asked.vae_tile or largest)]
     sizes = [asked.batch_size]
     while sizes[-1] > 1:
         sizes.append(sizes[-1] // 2)
-    keeps = list(KEEP)[list(KEEP).index(asked.keep) :]
+    keeps = list(KEEP)[list(KEEP).index(asked.keep) : -1 if previews else None] or ["no encoders"]
     for tile, size, keep in product([asked.vae_tile, *smaller], sizes, keeps):
         yield Setting(keep, size, tile)
 
@@ -171,6 +199,7 @@ def plan(
     bundle: Bundle,
     backend: Backend,
     precision: str,
+    cast: Cast,
     asked: Setting,
     jobs: Sequence[Job],
     limit: int | None,
@@ -182,33 +211,36 @@ def plan(
     Raises ``ResourceError`` when there is no way, ``RequestError`` for a limit where nothing can be foreseen.
     """
     if backend.name not in HABITS or backend.device != "cpu":
-        if limit is not None:
-            raise RequestError(
-                f"max_memory: what {backend.name} takes on {backend.device} cannot be foreseen",
-                hint="it can for the processor: --device cpu",
-            )
-        return None
+        if limit is None:
+            return None
+        raise RequestError(
+            f"max_memory: what {backend.name} takes on {backend.device} cannot be foreseen",
+            hint="it can for the processor: --device cpu",
+        )
     foresight = Foresight(bundle, backend.name, precision)
 
     def peak(setting: Setting, jobs: Sequence[Job]) -> int:
-        called = list(needs(bundle, jobs, setting))
+        called = list(needs(cast, jobs, setting))
         stay = present if limit is None else [need for need in present if need in called]
         return foresee(called * 2, KEEP[setting.keep], foresight.cost, foresight.habits.base, stay)
 
-    return warned(asked, jobs, peak) if limit is None else choose(asked, jobs, limit, peak)
+    ways = partial(settings, asked, previews=cast.glance is not None)
+    return warned(ways, jobs, peak) if limit is None else choose(ways, jobs, limit, peak)
 
 
+Ways = Callable[[Sequence[Job]], Iterator[Setting]]
+"""How some pictures could be made: first as they were asked for, then ever more sparingly."""
 Peak = Callable[[Setting, Sequence[Job]], int]
 """Bytes that a process will hold at the most."""
 
 
-def choose(asked: Setting, jobs: Sequence[Job], limit: int, peak: Peak) -> Plan:
-    """The fastest setting that stays within the limit.
+def choose(ways: Ways, jobs: Sequence[Job], limit: int, peak: Peak) -> Plan:
+    """The first way that stays within the limit.
 
     Raises ``ResourceError`` with the smallest limit that would do, and a size of picture that would fit.
     """
     tried: list[Plan] = []
-    for setting in settings(asked, jobs):
+    for setting in ways(jobs):
         plan = Plan(setting, peak(setting, jobs), limit)
         if plan.peak <= limit:
             return plan
@@ -216,21 +248,22 @@ def choose(asked: Setting, jobs: Sequence[Job], limit: int, peak: Peak) -> Plan:
     least = min(plan.peak for plan in tried)
     raise ResourceError(
         f"max_memory: {show_size(limit)} is not enough: this run takes about {show_size(least)} at the least",
-        hint=f"--max-memory {_enough(least)} would do{_smaller(asked, jobs, limit, peak)}",
+        hint=f"--max-memory {_enough(least)} would do{_smaller(ways, jobs, limit, peak)}",
     )
 
 
-def warned(asked: Setting, jobs: Sequence[Job], peak: Peak) -> Plan:
+def warned(ways: Ways, jobs: Sequence[Job], peak: Peak) -> Plan:
     """What was asked for, with a warning if it takes more memory than is available now.
 
     Raises ``ResourceError`` for what takes far more than there is at all.
     """
+    asked = next(ways(jobs))
     plan = Plan(asked, peak(asked, jobs), None)
     total, available = total_memory(), available_memory()
     if total is not None and plan.peak > ABSURD * total:
         raise ResourceError(
             f"memory: this run takes about {show_size(plan.peak)}, and the machine has {show_size(total)}",
-            hint=f"smaller pictures or a smaller batch_size{_smaller(asked, jobs, total, peak)}",
+            hint=f"--max-memory {_enough(total)} finds a way to do with less{_smaller(ways, jobs, total, peak)}",
         )
     if available is not None and plan.peak > available + (resident() or 0):
         warnings.warn(
@@ -246,15 +279,15 @@ def _enough(count: int) -> str:
     return f"{-(-count // (10 * MIB)) * 10}MiB"
 
 
-def _smaller(asked: Setting, jobs: Sequence[Job], limit: int, peak: Peak) -> str:
+def _smaller(ways: Ways, jobs: Sequence[Job], limit: int, peak: Peak) -> str:
     """The largest pictures of the same shape that would fit, down to half the size."""
-    sizes = {(wish.height or 0, wish.width or 0) for wish, _ in jobs}
+    sizes = {_seen(job.wish, None) for job in jobs}
     if len(sizes) > 1:
         return ""
     [size] = sizes
     for share in range(15, 7, -1):
         height, width = (side * share // 16 // SIZE_STEP * SIZE_STEP for side in size)
-        smaller = [Job(wish.sized(height, width), pictures) for wish, pictures in jobs]
-        if any(peak(setting, smaller) <= limit for setting in settings(asked, smaller)):
+        smaller = [job._replace(wish=job.wish.sized(height, width)) for job in jobs]
+        if any(peak(setting, smaller) <= limit for setting in ways(smaller)):
             return f"; {width}x{height} pixels would fit"
     return ""

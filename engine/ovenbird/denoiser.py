@@ -50,7 +50,7 @@ def tiled(model_at: Callable[[Corner], Model], height: int, width: int, tile: Co
 
     ``model_at`` gives it for the tile at a corner.  MultiDiffusion (Bar-Tal et al., 2023, equation 5).
     """
-    corners = list(product(_starts(height, tile[0]), _starts(width, tile[1])))
+    corners = list(product(spread(height, tile[0]), spread(width, tile[1])))
     models = [model_at(corner) for corner in corners]
     if len(corners) == 1:
         return models[0]
@@ -67,7 +67,7 @@ def tiled(model_at: Callable[[Corner], Model], height: int, width: int, tile: Co
     return model
 
 
-def _starts(side: int, tile: int) -> list[int]:
+def spread(side: int, tile: int) -> list[int]:
     """Where tiles begin, evenly spread, that cover a side and overlap by a quarter or more."""
     count = -(-(side - tile) // (tile - tile // 4)) + 1
     return [round(place) for place in np.linspace(0, side - tile, count)]

@@ -8,7 +8,7 @@ The numbers in ``HABITS`` are fitted to OpenVINO 2026.4 and ONNX Runtime 1.31 on
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +27,7 @@ Config = Mapping[str, Any]
 Shape = tuple[int, ...]
 
 
-DECIDES = ("sample", "latent_sample", "input_ids")
+DECIDES = ("sample", "latent_sample", "input_ids", "clip_input")
 """Inputs whose shape decides how much room a call takes."""
 
 
@@ -36,7 +36,7 @@ class Need(NamedTuple):
 
     component: str
     shape: Shape
-    """Of ``sample`` (N, C, H, W), of ``latent_sample`` (N, C, H/8, W/8) or of ``input_ids`` (N, 77)."""
+    """Of ``sample`` (N, C, H, W), of ``latent_sample`` (N, C, H/8, W/8), of ``input_ids`` (N, 77)."""
 
     @classmethod
     def of(cls, component: str, shapes: Mapping[str, Shape]) -> Need:
@@ -118,16 +118,15 @@ class Foresight:
 
     def _cost(self, need: Need) -> Cost:
         config, weights = self._facts(need.component)
-        cost = self.habits.of_weights(weights, WIDTHS[self._precision], self._is_cached(need))
-        call = WIDTHS[self._precision] * self.habits.maps * alive(need, config, fused=self.habits.fused)
+        precision = "f32" if need.component == "safety_checker" else self._precision
+        cached = (self._bundle.key, precision, need) in self._kept
+        cost = self.habits.of_weights(weights, WIDTHS[precision], cached)
+        call = WIDTHS[precision] * self.habits.maps * alive(need, config, fused=self.habits.fused)
         return Cost(cost.making, cost.held + int(call))
 
     def _read(self, component: str) -> tuple[Config, Weights]:
         config = self._bundle.config(component)
         return config, read_weights(self._bundle.path / component, config, self._bundle.precision)
-
-    def _is_cached(self, need: Need) -> bool:
-        return (self._bundle.key, self._precision, need) in self._kept
 
 
 def _compiled_before() -> Iterator[tuple[str, str, Need]]:
@@ -140,12 +139,15 @@ def _compiled_before() -> Iterator[tuple[str, str, Need]]:
 
 
 def alive(need: Need, config: Config, *, fused: bool) -> float:
-    """How many numbers a call holds at once at the most: feature maps, and the matrices of attention."""
+    """How many numbers a call holds at once at the most: feature maps, and the matrices of attention.
+
+    What a config does not say is as in Stable Diffusion 1.5.
+    """
     if need.component == "unet":
         return _of_unet(need.shape, config, fused)
     if "vae" in need.component:
         return _of_autoencoder(need, config, fused)
-    return 0  # a text encoder's maps are smaller than what else is uncertain
+    return 0  # others' maps are smaller than what else is uncertain
 
 
 GATED = 18
@@ -159,45 +161,39 @@ AROUND = 3.2
 def _of_unet(shape: Shape, config: Config, fused: bool) -> float:
     """What is kept for the way up, and the widest of the blocks."""
     rows, _, height, width = shape
-    wide = config["block_out_channels"]
-    cells = [height * width / 4**level for level in range(len(wide))]
-    attends = ["CrossAttn" in kind for kind in config["down_block_types"]]
-    kept: float = sum(
-        layers * channels * count for layers, channels, count in zip(_kept(config), wide, cells, strict=True)
-    )
+    wide = config.get("block_out_channels", (320, 640, 1280, 1280))
+    levels = range(len(wide))
+    cells = [height * width / 4**level for level in levels]
+    attends = ["CrossAttn" in kind for kind in config.get("down_block_types", ["CrossAttn"] * (len(wide) - 1) + [""])]
+    layers = _each(config.get("layers_per_block", 2), levels)
+    # What older configs call the width of a head is the number of heads.
+    heads = _each(config.get("num_attention_heads") or config.get("attention_head_dim", 8), levels)
     below = [*wide[1:], wide[-1]]
+    kept: float = sum((layers[level] + 1) * wide[level] * cells[level] for level in levels)
     widest: float = max(
-        max(GATED * channels * attending, BESIDE * (channels + lower)) * count
-        for channels, lower, attending, count in zip(wide, below, attends, cells, strict=True)
+        cells[level] * max(GATED * wide[level] * attends[level], BESIDE * (wide[level] + below[level]))
+        for level in levels
     )
-    matrices: float = max(
-        heads * count**2 * attending for heads, count, attending in zip(_heads(config), cells, attends, strict=True)
-    )
-    return rows * (kept + (widest if fused else max(widest, 2 * matrices)))
+    matrices: float = max(2 * heads[level] * cells[level] ** 2 * attends[level] for level in levels)
+    return rows * (kept + (widest if fused else max(widest, matrices)))
 
 
 def _of_autoencoder(need: Need, config: Config, fused: bool) -> float:
     """The widest of the blocks, or the attention in the middle."""
     count, _, height, width = need.shape
-    wide = config.get("block_out_channels") or config["decoder_block_out_channels"]
-    scale = 2 ** (len(wide) - 1)
-    pixels = count * height * width * (1 if need.component == "vae_encoder" else scale**2)
+    wide = config.get("block_out_channels", (128, 256, 512, 512))
+    cells = height * width / (4 ** (len(wide) - 1) if need.component == "vae_encoder" else 1)
     comes = wide if need.component == "vae_encoder" else [*wide[1:], wide[-1]]
-    widest: float = max(AROUND * channels * pixels / 4**level for level, channels in enumerate(comes))
-    attends = config.get("mid_block_add_attention", True) and not fused
-    return max(widest, 2 * (pixels / scale**2) ** 2 / count if attends else 0)
+    widest: float = max(
+        AROUND * channels * cells * 4 ** (len(wide) - 1 - level) for level, channels in enumerate(comes)
+    )
+    attends = config.get("mid_block_add_attention", True) and "tiny" not in need.component and not fused
+    return count * max(widest, 2 * cells**2 * attends)
 
 
-def _kept(config: Config) -> list[int]:
-    """Maps of each level that the way up is shown."""
-    layers, levels = config.get("layers_per_block", 2), len(config["block_out_channels"])
-    return [each + 1 for each in (layers if isinstance(layers, list) else [layers] * levels)]
-
-
-def _heads(config: Config) -> list[int]:
-    """Of each level's attention; what older configs call the heads' width is their number."""
-    heads, levels = config.get("num_attention_heads") or config["attention_head_dim"], len(config["block_out_channels"])
-    return heads if isinstance(heads, list) else [heads] * levels
+def _each(value: int | Sequence[int], levels: Sequence[int]) -> Sequence[int]:
+    """One for each level."""
+    return [value] * len(levels) if isinstance(value, int) else value
 
 
 CONSTANT = re.compile(rb'<data\b[^>]*\belement_type="(\w+)"[^>]*\bsize="(\d+)"')

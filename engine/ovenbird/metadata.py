@@ -64,11 +64,15 @@ def _enlarged(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def save_png(image: Image, path: Path, facts: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """A PNG with the text chunks ``parameters`` and ``ovenbird`` (JSON); raises what ``whole`` raises."""
+def save_png(image: Image, path: Path, facts: Mapping[str, Any] | None, *, overwrite: bool = False) -> None:
+    """A PNG with the text chunks ``parameters`` and ``ovenbird`` (JSON), if there are facts.
+
+    Raises what ``whole`` raises.
+    """
     text = PngInfo()
-    text.add_itxt("parameters", parameters(facts))
-    text.add_itxt("ovenbird", json.dumps(dict(facts), ensure_ascii=False, sort_keys=True))
+    if facts is not None:
+        text.add_itxt("parameters", parameters(facts))
+        text.add_itxt("ovenbird", json.dumps(dict(facts), ensure_ascii=False, sort_keys=True))
     with whole(path, overwrite) as file:
         image.save(file, format="PNG", pnginfo=text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, groupby, islice
@@ -12,18 +13,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from ovenbird import families, machine, schedulers, vae
+from ovenbird import families, machine, schedulers
+from ovenbird.autoencoder import DECODERS, Autoencoder, Decoded
 from ovenbird.backends import Arrays, Backend, Shapes, create
-from ovenbird.budget import KEEP, Job, Plan, Setting, needs, plan
+from ovenbird.budget import KEEP, Cast, Job, Plan, Setting, needs, plan
 from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
 from ovenbird.denoiser import Conditioning, Corner, Latents, Model, beside, guided, rows, tiled
+from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
-from ovenbird.memory import MIB, Need
+from ovenbird.memory import MIB
 from ovenbird.models import open_model
 from ovenbird.noise import Draw, TorchNoise, varied
-from ovenbird.request import LATENT, Request
-from ovenbird.result import Picture, Result, Step
+from ovenbird.request import LATENT, Request, check_count
+from ovenbird.result import Developing, Picture, Result, Step
+from ovenbird.safety import ON, Checker, SafetyChecker, notice
 from ovenbird.sizes import parse_size
 from ovenbird.stages import Stages
 from ovenbird.timing import TimingReport, Timings, middle
@@ -36,6 +40,7 @@ _DRAWN_APART = ("seed", "variation_seed", "variation_strength")
 _TOLD_APART = (*_DRAWN_APART, "blend", "image", "mask_image", "strength")
 _SHOWN_APART = (*_DRAWN_APART, "prompt", "negative_prompt", "to_prompt", "blend")
 """Fields that make no difference to what the U-Net is told of the texts, and to the canvas."""
+AUTOENCODER = ("vae_encoder", "vae_decoder", "tiny_vae_decoder")
 
 
 class Sheet(NamedTuple):
@@ -78,22 +83,26 @@ class Pipeline:
         keep: bool = True,
         batch_size: int = 1,
         max_memory: int | str | None = None,
+        embeddings: Embeddings = NO_EMBEDDINGS,
+        vae_tile: int | None = None,
+        decoder: str = "full",
+        safety_checker: bool = True,
     ) -> None:
-        """Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side.
-
-        ``max_memory``, in bytes or as in ``"2GiB"``, may change both for the worse: see ``plan``.
-        """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise RequestError(f"batch_size: {batch_size!r:.40} is not a whole number from 1")
-        self.bundle, self.backend = bundle, backend
-        self.asked = self.setting = Setting("all" if keep else "one stage", batch_size, None)
-        """How runs are to be made, and how the last one was made in ``max_memory``."""
+        """See ``open``."""
+        check_count("batch_size", batch_size)
+        self.bundle, self.backend, self.embeddings = bundle, backend, embeddings
+        self.asked = self.setting = Setting("all" if keep else "one stage", batch_size, vae_tile)
+        """How runs are to be made, and how the last one was, which ``max_memory`` may have changed."""
         self.max_memory = parse_size("max_memory", max_memory) if isinstance(max_memory, str) else max_memory
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
         self.scheduler_overrides = dict(scheduler_config or {})
-        self._stages = Stages(bundle, backend, self.precision, self.timings, KEEP[self.setting.keep].groups)
-        self._planned: Plan | None = None
+        groups = KEEP[self.setting.keep].groups
+        self._stages = Stages(bundle, backend, self.precision, self.timings, groups, embeddings.rows)
+        self.autoencoder = Autoencoder(bundle, self._component, self._stages.ran, tile=vae_tile, decoder=decoder)
+        self.safety_checker = SafetyChecker(bundle, safety_checker, self._checker)
+        self._plan: Plan | None = None
+        self._tally: Counter[str] = Counter()
         self._stopped = Event()
 
     @classmethod
@@ -111,6 +120,10 @@ class Pipeline:
         keep: bool = True,
         batch_size: int = 1,
         max_memory: int | str | None = None,
+        embeddings: Wanted = (),
+        vae_tile: int | None = None,
+        decoder: str = "full",
+        safety_checker: bool = True,
         offline: bool = False,
     ) -> Pipeline:
         """Find and check a model and start a runtime; nothing is compiled yet.
@@ -118,13 +131,21 @@ class Pipeline:
         ``model`` is a name, a folder, or ``OWNER/NAME[@REVISION]`` of an exported model on the Hugging Face Hub, which
         is downloaded; ``offline`` takes what was downloaded before.  ``precision`` chooses the variant of the folder
         (``fp32``, ``fp16``), ``inference_precision`` the arithmetic (``f32``, ``bf16``): None takes what the weights
-        and the processor make best.  ``scheduler_config`` replaces
-        single entries of the folder's own.  Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
+        and the processor make best.  ``scheduler_config`` replaces single entries of the folder's own.  ``embeddings``
+        are files of textual inversion (Gal et al., 2022), which name their words themselves, or word -> file.
+
+        Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side.  Pictures
+        with a side longer than ``vae_tile`` pixels are decoded and encoded in tiles; the ``tiny`` decoder is for models
+        that have one; without ``safety_checker`` that of the model is not asked.  With ``max_memory``, in bytes or as
+        ``"2GiB"``, a run keeps less, draws fewer at a time, or uses tiles, so that it fits: see ``plan``.
+
+        Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
         with timings.stage("load"):
             runtime = create(backend, device, threads)
             bundle = open_model(model, precision, backend, offline=offline)
+            words = families.read_embeddings(bundle, embeddings)
             bundle.verify_once()
         return cls(
             bundle,
@@ -135,6 +156,10 @@ class Pipeline:
             keep=keep,
             batch_size=batch_size,
             max_memory=max_memory,
+            embeddings=words,
+            vae_tile=vae_tile,
+            decoder=decoder,
+            safety_checker=safety_checker,
         )
 
     def scheduler(self, request: Request) -> Scheduler:
@@ -145,7 +170,11 @@ class Pipeline:
         return schedulers.from_name(request.scheduler, config)
 
     def generate(
-        self, requests: Request | Sequence[Request], callback: Callable[[Step | Picture], object] | None = None
+        self,
+        requests: Request | Sequence[Request],
+        callback: Callable[[Step | Picture], object] | None = None,
+        *,
+        preview_every: int | None = None,
     ) -> Result:
         """All the pictures of one request or several.
 
@@ -154,7 +183,7 @@ class Pipeline:
         """
         pictures: list[Picture] = []
         try:
-            for event in self.stream(requests):
+            for event in self.stream(requests, preview_every=preview_every):
                 if isinstance(event, Picture):
                     pictures.append(event)
                 if callback is not None and callback(event) is False:
@@ -168,43 +197,62 @@ class Pipeline:
         """End the run at its next step with ``Cancelled``; from any thread, or from a signal handler."""
         self._stopped.set()
 
-    def stream(self, requests: Request | Sequence[Request]) -> Iterator[Step | Picture]:
+    def stream(
+        self, requests: Request | Sequence[Request], *, preview_every: int | None = None
+    ) -> Iterator[Step | Picture]:
         """The same, as it happens: a ``Step`` after each step of the sampler, a ``Picture`` after each decoding.
 
-        Raises ``RequestError`` before anything is compiled, and what ``plan`` raises; ``NumericError`` when a result is
-        not finite, ``Cancelled`` after ``cancel``.
+        After every ``preview_every`` steps but the last, ``Step.previews`` are what the model takes the pictures for,
+        without the noise: by the tiny decoder if the folder has one, else by the one that makes the pictures, which
+        takes time, and memory beside the U-Net.  Raises ``RequestError`` before anything is compiled, and what ``plan``
+        raises; ``NumericError`` when a result is not finite, ``Cancelled`` after ``cancel``, ``ResourceError`` when
+        memory is short all the same.
         """
+        if preview_every is not None:
+            check_count("preview_every", preview_every)
         wishes = self._settled(requests)
         for wish in wishes:
             self._check(wish, self.scheduler(wish))
-        self._prepare(wishes)
+        self._prepare(wishes, preview_every is not None)
         self._stopped.clear()
-        return self._run(chain.from_iterable(wish.singles() for wish in wishes))
+        return self._run(chain.from_iterable(wish.singles() for wish in wishes), preview_every)
 
-    def plan(self, requests: Request | Sequence[Request]) -> Plan | None:
+    def plan(self, requests: Request | Sequence[Request], *, previews: bool = False) -> Plan | None:
         """How these requests would be made, and the memory that this takes; None where that cannot be foreseen.
 
-        Within ``max_memory`` the fastest way is chosen; without it there is a warning when memory may not be enough.
-        Raises ``ResourceError`` when there is no way, with the least that would do.
+        With ``max_memory`` it is the fastest way that fits; without, there is a warning when memory may not be enough.
+        Raises ``ResourceError``, with the least that would do, when there is no way.
         """
-        return self._plan(self._settled(requests))
+        wishes, present = self._settled(requests), self._stages.present
+        facts = (self.bundle, self.backend, self.precision, self._cast(previews))
+        return plan(*facts, self.asked, self._jobs(wishes), self.max_memory, present)
 
     def _settled(self, requests: Request | Sequence[Request]) -> list[Request]:
         given = [requests] if isinstance(requests, Request) else requests
         return [wish.settled(self.bundle.default_size) for wish in given]
 
-    def _plan(self, wishes: Sequence[Request]) -> Plan | None:
-        present = [Need.of(*each) for each in self._stages.present]
-        return plan(self.bundle, self.backend, self.precision, self.asked, _jobs(wishes), self.max_memory, present)
-
-    def _prepare(self, wishes: Sequence[Request]) -> None:
+    def _prepare(self, wishes: Sequence[Request], previews: bool) -> None:
         """Plan, and make room for it."""
-        self._planned = self._plan(wishes)
-        self.setting = self._planned.setting if self._planned else self.asked
+        self._plan = self.plan(wishes, previews=previews)
+        self.setting = self._plan.setting if self._plan else self.asked
         _, self._stages.groups, self._stages.most_shapes = KEEP[self.setting.keep]
+        self.autoencoder.tile = self.setting.vae_tile
         if self.max_memory is not None:
-            called = set(needs(self.bundle, _jobs(wishes), self.setting))
-            self._stages.release(lambda name, shapes: Need.of(name, shapes) not in called)
+            self._stages.release(set(needs(self._cast(previews), self._jobs(wishes), self.setting)))
+
+    def _cast(self, previews: bool) -> Cast:
+        checked = self.safety_checker.state == ON
+        glance = DECODERS[self.autoencoder.quickest] if previews else None
+        return Cast.of(self.bundle, DECODERS[self.autoencoder.decoder], glance, checked)
+
+    def _jobs(self, wishes: Iterable[Request]) -> list[Job]:
+        """Neighbours that can be drawn side by side are one."""
+        alike = groupby(wishes, lambda wish: wish.like(*_SHOWN_APART, "num_images_per_prompt"))
+        found = [list(group) for _, group in alike]
+        return [
+            Job(group[0], sum(len(wish.singles()) for wish in group), 1 + families.guides(self.bundle, group[0]))
+            for group in found
+        ]
 
     def _check(self, wish: Request, scheduler: Scheduler) -> None:
         plain = self._latent_channels
@@ -223,7 +271,7 @@ class Pipeline:
             scheduler.calls(part.num_inference_steps, _first(part, scheduler))
         scheduler.check_eta(wish.eta)
 
-    def _run(self, singles: Iterable[Request]) -> Iterator[Step | Picture]:
+    def _run(self, singles: Iterable[Request], preview_every: int | None) -> Iterator[Step | Picture]:
         """In rounds: all that the text encoders do for a round, all that the U-Net does, then the decoder.
 
         Of pictures that are enlarged the U-Net makes all small ones before the first large one.
@@ -239,18 +287,21 @@ class Pipeline:
                 Sheet(number, small, _told(told, small), canvases[small.like(*_SHOWN_APART)])
                 for number, (small, *_) in passes.items()
             ]
-            drawn = yield from self._drawn(sheets)
+            drawn = yield from self._drawn(sheets, preview_every)
             again = self._enlarged({number: wish for number, wish in wishes.items() if wish.hires_scale}, drawn)
             sheets = [Sheet(number, large, _told(told, large), canvas) for number, large, canvas in again]
-            drawn |= yield from self._drawn(sheets)
+            drawn |= yield from self._drawn(sheets, preview_every)
             for number, (sheet, latents) in drawn.items():
-                yield Picture(number, wishes[number], self._decoded(sheet, latents))
+                self._tally["pictures"] += 1
+                yield self._picture(wishes[number], sheet, latents)
 
-    def _drawn(self, sheets: Sequence[Sheet]) -> Generator[Step, None, dict[int, tuple[Sheet, Latents]]]:
+    def _drawn(
+        self, sheets: Sequence[Sheet], preview_every: int | None
+    ) -> Generator[Step, None, dict[int, tuple[Sheet, Latents]]]:
         """By their numbers, with their latents."""
         drawn: dict[int, tuple[Sheet, Latents]] = {}
         for batch in self._batches(sheets):
-            latents = yield from self._draw(batch)
+            latents = yield from self._draw(batch, preview_every)
             drawn |= {sheet.number: (sheet, latents[k : k + 1]) for k, sheet in enumerate(batch)}
         return drawn
 
@@ -258,7 +309,8 @@ class Pipeline:
         self, wishes: Mapping[int, Request], drawn: Mapping[int, tuple[Sheet, Latents]]
     ) -> list[tuple[int, Request, Canvas]]:
         """The second passes and what they start from: all that the decoder does for it, then what the encoder does."""
-        images = {number: self._decoded(*drawn[number]) for number in wishes if wishes[number].hires_upscaler != LATENT}
+        small = [number for number, wish in wishes.items() if wish.hires_upscaler != LATENT]
+        images = {number: Image.fromarray(self._decoded(*drawn[number]).pixels) for number in small}
         found = []
         for number, wish in wishes.items():
             _, large = wish.passes
@@ -270,10 +322,10 @@ class Pipeline:
         return found
 
     def _condition(self, wish: Request) -> Conditioning:
-        return families.condition(self.bundle, self._encoder, wish)
+        return families.condition(self.bundle, self._encoder, wish, self.embeddings)
 
     def _canvas(self, wish: Request) -> Canvas:
-        return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self._encode)
+        return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self.autoencoder.encode)
 
     def _batches(self, sheets: Sequence[Sheet]) -> Iterator[list[Sheet]]:
         """Neighbours of one kind, so many that they may be drawn side by side."""
@@ -281,7 +333,7 @@ class Pipeline:
             while batch := [sheet for _, sheet in islice(alike, self.setting.batch_size)]:
                 yield batch
 
-    def _draw(self, sheets: Sequence[Sheet]) -> Generator[Step, None, Latents]:
+    def _draw(self, sheets: Sequence[Sheet], preview_every: int | None) -> Generator[Step, None, Latents]:
         """From noise to latents (N, 4, H/8, W/8), with pictures of one kind side by side."""
         wish = sheets[0].wish
         scheduler, shape, count = self.scheduler(wish), self._shape(wish), wish.num_inference_steps
@@ -299,10 +351,11 @@ class Pipeline:
             known=known,
         )
         numbers, calls = range(sheets[0].number, sheets[-1].number + 1), scheduler.calls(count, first)
-        for step, latents in enumerate(self.timings.each("step", steps), 1):
+        for step, (latents, clean) in enumerate(self.timings.each("step", steps), 1):
             if not np.isfinite(latents).all():
                 raise NumericError(f"unet: the latents are not finite after step {step} of {scheduler.label}")
-            yield Step(numbers, step, calls, latents)
+            seen = preview_every is not None and step % preview_every == 0 and step < calls
+            yield Step(numbers, step, calls, latents, self._previews(sheets, clean, step) if seen else ())
             self._check_stopped()
         return latents
 
@@ -322,10 +375,31 @@ class Pipeline:
 
         return tiled(at, height, width, tile)
 
-    def _decoded(self, sheet: Sheet, latents: Latents) -> Image.Image:
-        decoder = self._component("vae_decoder", {"latent_sample": latents.shape})
-        pixels = vae.decode(decoder, latents, self.bundle.config("vae_decoder"))
-        return Image.fromarray(sheet.canvas.finish(pixels))
+    def _previews(self, sheets: Sequence[Sheet], clean: Latents, step: int) -> tuple[Image.Image, ...]:
+        self._tally["previews"] += len(sheets)
+        seen = [self._decoded(sheet, clean[k : k + 1], step) for k, sheet in enumerate(sheets)]
+        return tuple(self._checked(made)[0] for made in seen)
+
+    def _picture(self, wish: Request, sheet: Sheet, latents: Latents) -> Picture:
+        made = self._decoded(sheet, latents)
+        image, flagged = self._checked(made)
+        state = self.safety_checker.state
+        developing = Developing(self.autoencoder.decoder, made.tile, made.precision, made.retried, state)
+        return Picture(sheet.number, wish, image, flagged, developing)
+
+    def _decoded(self, sheet: Sheet, latents: Latents, step: int | None = None) -> Decoded:
+        """By the chosen decoder, or for a glance after a ``step`` by the quickest."""
+        decoder, when = self.autoencoder.decoder, "after the last step"
+        if step is not None:
+            decoder, when = self.autoencoder.quickest, f"after step {step}"
+        made = self.autoencoder.decode(latents, decoder, f"{when} of {self.scheduler(sheet.wish).label}")
+        return made._replace(pixels=sheet.canvas.finish(made.pixels))
+
+    def _checked(self, made: Decoded) -> tuple[Image.Image, bool | None]:
+        """What may be shown, and whether the safety checker flagged what was made."""
+        image = Image.fromarray(made.pixels)
+        flagged = self.safety_checker(image)
+        return notice(image.size) if flagged else image, flagged
 
     def _shape(self, wish: Request) -> tuple[int, int, int, int]:
         """Of one picture's latents."""
@@ -336,13 +410,14 @@ class Pipeline:
     def _encoder(self, name: str) -> Callable[[Arrays], Arrays]:
         return self._component(name, {"input_ids": (1, 77)})
 
-    def _encode(self, values: vae.Values) -> vae.Encoded:
-        encoder = self._component("vae_encoder", {"sample": values.shape})
-        return vae.encode(encoder, values, self.bundle.config("vae_encoder"))
+    def _checker(self, shape: tuple[int, ...]) -> Checker:
+        # Its scores are compared with thresholds to three decimals, so never in less than f32.
+        run = self._component("safety_checker", {"clip_input": shape}, "f32")
+        return Checker(run, self._stages.ran["safety_checker"].inputs)
 
-    def _component(self, name: str, shapes: Shapes) -> Callable[[Arrays], Arrays]:
+    def _component(self, name: str, shapes: Shapes, precision: str | None = None) -> Callable[[Arrays], Arrays]:
         self._check_stopped()
-        return self._stages.component(name, shapes)
+        return self._stages.component(name, shapes, precision)
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
@@ -370,12 +445,14 @@ class Pipeline:
             median_step_s=middle(steps),
             steps=len(steps),
             unet_calls=len(spent.seconds.get("unet", [])),
-            vae_s=spent.sum("vae_encoder") + spent.sum("vae_decoder"),
+            vae_s=sum(map(spent.sum, AUTOENCODER)),
+            safety_checker_s=spent.sum("safety_checker"),
             save_s=spent.sum("save"),
             total_s=spent.total() + spent.sum("start"),
-            pictures=len(spent.seconds.get("vae_decoder", [])),
+            pictures=self._tally["pictures"],
+            previews=self._tally["previews"],
             peak_rss_mib=machine.peak_rss_mib(),
-            planned_peak_mib=self._planned.peak / MIB if self._planned else None,
+            planned_peak_mib=self._plan.peak / MIB if self._plan else None,
             runtime=self.backend.name,
             runtime_version=self.backend.version,
             device=self.backend.device,
@@ -385,6 +462,11 @@ class Pipeline:
             threads=self.backend.threads,
             cpu=machine.cpu_name(),
             instruction_sets=machine.instruction_sets(),
+            decoder=self.autoencoder.decoder,
+            vae_calls=sum(len(spent.seconds.get(name, [])) for name in AUTOENCODER),
+            vae_tile=self.autoencoder.tile if self.autoencoder.tiled else None,
+            vae_retries=self.autoencoder.retries,
+            safety_checker=self.safety_checker.state,
         )
 
 
@@ -401,13 +483,6 @@ def _each(
         if key not in found:
             found[key] = known[key] if key in known else make(wish)
     return found
-
-
-def _jobs(wishes: Iterable[Request]) -> list[Job]:
-    """Neighbours that can be drawn side by side are one."""
-    alike = groupby(wishes, lambda wish: wish.like(*_SHOWN_APART, "num_images_per_prompt"))
-    found = [list(group) for _, group in alike]
-    return [Job(group[0], sum(len(wish.singles()) for wish in group)) for group in found]
 
 
 def _told(told: Mapping[Hashable, Conditioning], wish: Request) -> Conditioning:

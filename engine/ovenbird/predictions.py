@@ -60,6 +60,19 @@ def anchored(denoise: Denoise, shares: Mapping[float, tuple[float, float]]) -> D
     return estimate
 
 
+class Remembering:
+    """The denoiser, and the ``latest`` of its estimates."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self._denoise = denoise
+        self.latest: Latents
+
+    def __call__(self, x: Latents, sigma: float) -> Latents:
+        """The estimate."""
+        self.latest = self._denoise(x, sigma)
+        return self.latest
+
+
 class Known(NamedTuple):
     """What inpainting keeps: clean latents, the noise that goes with them, and where something new is wanted."""
 

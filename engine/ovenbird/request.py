@@ -32,7 +32,7 @@ MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 4096, 8
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 MAX_IMAGES = 1000
-MAX_CLIP_SKIP = 11  # the smaller text encoder of SD has twelve layers
+MAX_CLIP_SKIP = 22  # the text encoder of SD 2.x has 23 layers
 MAX_SEED = 2**64 - 1
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0  # diffusers' defaults
 LATENT = "latent"
@@ -109,7 +109,7 @@ class Request:
         self._settle(**_texts(self.prompt, self.negative_prompt))
         for name in ("height", "width", "tile_size"):
             if getattr(self, name) is not None:
-                _check_size(name, getattr(self, name))
+                check_size(name, getattr(self, name))
         _check_int("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         _check_int("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES // len(self._prompts))
         _check_float("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
@@ -369,7 +369,14 @@ def _check_float(name: str, value: object, least: float, most: float) -> None:
         raise RequestError(f"{name}: {value} is not in {least:g} .. {most:g}", hint=hint)
 
 
-def _check_size(name: str, value: object) -> None:
+def check_count(name: str, value: object) -> None:
+    """Raises ``RequestError`` unless it is a whole number from 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise RequestError(f"{name}: {_short(value)} is not a whole number from 1")
+
+
+def check_size(name: str, value: object) -> None:
+    """Raises ``RequestError`` unless a picture could have a side of so many pixels."""
     _check_int(name, value, MIN_SIZE, MAX_SIZE)
     assert isinstance(value, int)
     if value % SIZE_STEP:
@@ -400,8 +407,8 @@ def _size_of(image: Image, width: int | None, height: int | None) -> tuple[int, 
     """The wished size; a side that is left open keeps the image's ratio, and with both open its size."""
     scale = width / image.width if width else height / image.height if height else 1.0
     width, height = width or _below(image.width * scale), height or _below(image.height * scale)
-    _check_size("width", width)
-    _check_size("height", height)
+    check_size("width", width)
+    check_size("height", height)
     return width, height
 
 

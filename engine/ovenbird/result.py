@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL.Image import Image
 
@@ -20,6 +21,22 @@ class Step:
     index: int
     count: int
     latents: Latents
+    previews: tuple[Image, ...] = ()
+    """What the model takes each of them for by now, if this is a step that is to be seen."""
+
+
+class Developing(NamedTuple):
+    """How latents became a picture."""
+
+    decoder: str
+    """``full`` or ``tiny``."""
+    vae_tile: int | None
+    """The side of the tiles in pixels; None for a picture made in one piece."""
+    vae_precision: str
+    vae_retried: bool
+    """Whether that is f32 because what came out in less was not finite."""
+    safety_checker: str
+    """``on``, ``off``, ``none`` (the folder has no checker) or ``not used`` (it has one in another form)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,10 @@ class Picture:
     request: Request
     """That would make it alone."""
     image: Image
+    """Words on gray if it is flagged."""
+    nsfw_content_detected: bool | None = None
+    """Whether the safety checker flagged it; None if it was not checked."""
+    developing: Developing | None = None
 
     @property
     def seed(self) -> int:
@@ -50,6 +71,12 @@ class Result:
     def images(self) -> list[Image]:
         """As PIL images."""
         return [picture.image for picture in self.pictures]
+
+    @property
+    def nsfw_content_detected(self) -> list[bool] | None:
+        """Of each picture; None if they were not checked."""
+        flags = [picture.nsfw_content_detected for picture in self.pictures]
+        return None if None in flags else [bool(flag) for flag in flags]
 
     @property
     def seeds(self) -> list[int]:

@@ -21,11 +21,20 @@ from ovenbird.errors import ModelError, RequestError
 from ovenbird.kinds import FLOW, KINDS, SIGMA, Frame, Kind, Run, read_config
 from ovenbird.noise import PURE_NOISE, Sigmas
 from ovenbird.plans import LADDERS, Options, Plan, Timesteps
-from ovenbird.predictions import PREDICTIONS, Known, clean_estimate, keep_known, over
+from ovenbird.predictions import PREDICTIONS, Known, Remembering, clean_estimate, keep_known, over
 from ovenbird.scheduler_config import TRAINING, default
 from ovenbird.solvers import Denoise, Latents, Noise, Solver, root
 
 Model = Callable[[Latents, float], Latents]  # (scaled latents, timestep) -> what the network predicts
+
+
+class Call(NamedTuple):
+    """What one call of the model has led to."""
+
+    latents: Latents
+    """Where the run is now, and begins the next call, as the diffusers class keeps them."""
+    clean: Latents
+    """What the model took the latents before for: the clean ones, as it estimates them, ready to be decoded."""
 
 
 class Sampler(NamedTuple):
@@ -186,8 +195,9 @@ class Scheduler:
         start: int = 0,
         eta: float = 0.0,
     ) -> Latents:
-        """The last of ``steps``."""
-        return deque(self.steps(model, latents, num_inference_steps, noise=noise, start=start, eta=eta), maxlen=1)[0]
+        """The latents after the last of ``steps``."""
+        calls = self.steps(model, latents, num_inference_steps, noise=noise, start=start, eta=eta)
+        return deque(calls, maxlen=1)[0].latents
 
     def check_eta(self, eta: float) -> None:
         """RequestError unless ``eta`` is from 0 to 1, and 0 for a sampler that would ignore it.
@@ -209,8 +219,8 @@ class Scheduler:
         start: int = 0,
         eta: float = 0.0,
         known: Known | None = None,
-    ) -> Iterator[Latents]:
-        """The latents after every model call.
+    ) -> Iterator[Call]:
+        """Every call of the model, and the latents after it.
 
         ``model(model_input, timestep)`` stands for the U-Net in a diffusers loop: scaled latents in, raw prediction
         out.  ``noise()`` gives the next standard normal array of the latents' shape; samplers that add fresh noise need
@@ -235,15 +245,16 @@ class Scheduler:
         walk = self._walk(solver, plan, model, np.asarray(latents, np.float32), noise or _no_noise)
         return walk if known is None else self._keeping(walk, plan, known)
 
-    def _keeping(self, walk: Iterator[Latents], plan: Plan, known: Known) -> Iterator[Latents]:
-        for latents, sigma in zip(walk, [*plan.known[1:], 0.0], strict=True):
-            yield known.into(latents, sigma, self._frame.kept(sigma)).astype(np.float32)
+    def _keeping(self, walk: Iterator[Call], plan: Plan, known: Known) -> Iterator[Call]:
+        for call, sigma in zip(walk, [*plan.known[1:], 0.0], strict=True):
+            latents = known.into(call.latents, sigma, self._frame.kept(sigma))
+            yield Call(latents.astype(np.float32), known.into(call.clean, 0.0).astype(np.float32))
 
-    def _walk(self, solver: Solver, plan: Plan, model: Model, latents: Latents, noise: Noise) -> Iterator[Latents]:
-        kept = self._frame.kept
-        walk = solver(self._denoiser(model, plan), latents * kept(plan.strides[0][0]), plan.strides, noise)
+    def _walk(self, solver: Solver, plan: Plan, model: Model, latents: Latents, noise: Noise) -> Iterator[Call]:
+        kept, denoise = self._frame.kept, Remembering(self._denoiser(model, plan))
+        walk = solver(denoise, latents * kept(plan.strides[0][0]), plan.strides, noise)
         for x, (_, lower) in zip(walk, plan.strides, strict=True):
-            yield np.asarray(x / kept(lower), np.float32)
+            yield Call(np.asarray(x / kept(lower), np.float32), np.asarray(denoise.latest, np.float32))
 
     def _denoiser(self, model: Model, plan: Plan) -> Denoise:
         calls = zip(plan.sigmas, plan.timesteps.tolist(), strict=True)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from ovenbird.backends import Arrays, Backend, CompiledModel, Shapes
+from ovenbird.backends import Arrays, Backend, CompiledModel, Rows, Shapes
 from ovenbird.bundle import COMPONENTS, Bundle
 from ovenbird.errors import ResourceError
 from ovenbird.machine import give_back
+from ovenbird.memory import Need
 from ovenbird.timing import Timings
 
 Key = TypeVar("Key", bound=tuple[str, Hashable])
@@ -38,40 +39,59 @@ class Ran(NamedTuple):
     cache: str
     precision: str
     device: str
+    inputs: frozenset[str]
 
 
 class Stages:
     """The components of a model on a runtime."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, precision: str, timings: Timings, groups: Groups) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        precision: str,
+        timings: Timings,
+        groups: Groups,
+        rows: Callable[[str], Rows | None],
+    ) -> None:
+        """``rows``: what a component's table of tokens gets behind its last row."""
         self.precision, self.groups, self.most_shapes = precision, groups, MOST_SHAPES
         self.ran: dict[str, Ran] = {}
         """Of each component the last that was called for, whether it is still in memory or not."""
-        self._bundle, self._backend, self._timings = bundle, backend, timings
+        self._bundle, self._backend, self._timings, self._rows = bundle, backend, timings, rows
         self._compiled: dict[tuple[str, tuple[Any, ...]], CompiledModel] = {}
 
     @property
-    def present(self) -> list[tuple[str, dict[str, tuple[int, ...]]]]:
-        """What is in memory: names, and the shapes that it was compiled for."""
-        return [(name, dict(shapes)) for name, shapes in self._compiled]
+    def present(self) -> list[Need]:
+        """What is in memory."""
+        return [Need.of(name, dict(shapes)) for name, (_, *shapes) in self._compiled]
 
-    def release(self, leaves: Callable[[str, Shapes], bool]) -> None:
-        """Let go of every component for which the answer is yes."""
-        self._drop([key for key in self._compiled if leaves(key[0], dict(key[1]))])
+    def release(self, all_but: Collection[Need]) -> None:
+        """Let go of what will not be called for."""
+        held = zip(self._compiled, self.present, strict=True)
+        self._drop([key for key, need in held if need not in all_but])
 
-    def component(self, name: str, shapes: Shapes) -> Callable[[Arrays], Arrays]:
-        """The component for inputs of these shapes, timed at every call.  Raises ``ModelError``."""
-        key = (name, tuple(sorted(shapes.items())))
-        model = self._compiled.pop(key, None) or self._compile(name, shapes)
+    def component(self, name: str, shapes: Shapes, precision: str | None = None) -> Callable[[Arrays], Arrays]:
+        """The component for inputs of these shapes, timed at every call.  Raises ``ModelError``.
+
+        ``precision`` is the arithmetic, if not that of the others.
+        """
+        precision = precision or self.precision
+        key = (name, (precision, *sorted(shapes.items())))
+        model = self._compiled.pop(key, None) or self._compile(name, shapes, precision)
         self._compiled[key] = model  # the latest is last
-        self.ran[name] = Ran(model.cache, model.precision, model.device)
+        self.ran[name] = Ran(model.cache, model.precision, model.device, frozenset(model.inputs))
         return self._timings.watch(name, short_of_memory(name)(model))
 
-    def _compile(self, name: str, shapes: Shapes) -> CompiledModel:
+    def _compile(self, name: str, shapes: Shapes, precision: str) -> CompiledModel:
         self._drop(leaving(self._compiled, name, self.groups, self.most_shapes))
         with self._timings.stage("compile"), short_of_memory(name):
             model = self._backend.compile(
-                self._bundle.path / name, shapes, precision=self.precision, cache_key=self._bundle.key
+                self._bundle.path / name,
+                shapes,
+                precision=precision,
+                cache_key=self._bundle.key,
+                rows=self._rows(name),
             )
             give_back()
         return model

@@ -79,10 +79,13 @@ class TimingReport:
     steps: int
     unet_calls: int
     vae_s: float
+    """Of encoders and decoders, previews included."""
+    safety_checker_s: float
     save_s: float
     total_s: float
     """From the birth of the process, where known, to the last picture on disk."""
     pictures: int
+    previews: int
     peak_rss_mib: float | None
     runtime: str
     runtime_version: str
@@ -93,6 +96,13 @@ class TimingReport:
     precision: dict[str, str] = field(default_factory=dict)
     """Component -> arithmetic that really ran."""
     weights: str = ""
+    decoder: str = "full"
+    vae_calls: int = 0
+    vae_tile: int | None = None
+    """The side in pixels, if anything was made in tiles."""
+    vae_retries: int = 0
+    """How often it was run again in f32, because what came out was not finite."""
+    safety_checker: str = "none"
     threads: int = 0
     planned_peak_mib: float | None = None
     """Foreseen before anything was loaded; None where nothing can be."""
@@ -116,7 +126,9 @@ class TimingReport:
         yield "text encoder", f"{self.text_encoder_s:8.2f} s"
         yield "first step", f"{self.first_step_s:8.3f} s"
         yield "median step", f"{self.median_step_s:8.3f} s   {self.steps} steps, {self.unet_calls} U-Net calls"
-        yield "VAE", f"{self.vae_s:8.2f} s"
+        yield "VAE", f"{self.vae_s:8.2f} s   {', '.join(self._vae())}"
+        if self.safety_checker != "none":
+            yield "safety", f"{self.safety_checker_s:8.2f} s   {self.safety_checker}"
         yield "save", f"{self.save_s:8.2f} s"
         each = f"   {self.total_s / self.pictures:.2f} s a picture" if self.pictures > 1 else ""
         yield "total", f"{self.total_s:8.2f} s{each}"
@@ -128,6 +140,16 @@ class TimingReport:
         ran = ", ".join(f"{name} {kind}" for name, kind in self.precision.items())
         yield "precision", f"{self.weights} weights; ran in: {ran}"
         yield "CPU", f"{self.cpu} ({', '.join(self.instruction_sets) or 'instruction sets unknown'})"
+
+    def _vae(self) -> Iterator[str]:
+        yield f"{self.decoder} decoder"
+        yield f"{self.vae_calls} calls"
+        if self.vae_tile:
+            yield f"in tiles of {self.vae_tile} pixels"
+        if self.previews:
+            yield f"{self.previews} previews"
+        if self.vae_retries:
+            yield f"{self.vae_retries} again in f32, not being finite"
 
 
 def middle(values: list[float]) -> float:

@@ -18,12 +18,15 @@ Values = NDArray[np.float32]  # (1, 3, H, W), -1 .. 1
 
 
 def decode(decoder: Callable[[Arrays], Arrays], latents: Latents, config: Mapping[str, Any]) -> Pixels:
-    """One picture (H, W, 3) from latents (1, 4, H/8, W/8).  Raises ``NumericError`` for one that is not finite."""
+    """One picture (H, W, 3) from latents (1, 4, H/8, W/8), by the decoder that ``config`` is of, full or tiny.
+
+    Raises ``NumericError`` for one that is not finite.
+    """
     scaled = latents / np.float32(config.get("scaling_factor", 0.18215))
     shifted = scaled + np.float32(config.get("shift_factor") or 0.0)
     decoded = decoder({"latent_sample": shifted})["sample"][0]
     if not np.isfinite(decoded).all():
-        raise NumericError("vae_decoder: the picture is not finite", hint="try the fp32 variant: --precision fp32")
+        raise NumericError("the picture is not finite")
     return np.ascontiguousarray(to_uint8(decoded).transpose(1, 2, 0))
 
 
@@ -46,7 +49,7 @@ def encode(encoder: Callable[[Arrays], Arrays], values: Values, config: Mapping[
         mean, log_variance = np.split(outputs["latent_parameters"], 2, axis=1)
         deviation = np.exp(np.clip(log_variance, -30, 20) * 0.5)  # within bounds, as in training
     if mean is None or not np.isfinite(mean).all():
-        raise NumericError("vae_encoder: the latents are not finite", hint="try the fp32 variant: --precision fp32")
+        raise NumericError("the latents are not finite")
     scale = np.float32(config.get("scaling_factor", 0.18215))
     mean = (mean - np.float32(config.get("shift_factor") or 0.0)) * scale
     return Encoded(mean, None if deviation is None else deviation * scale)

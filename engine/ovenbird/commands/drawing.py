@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from ovenbird import __version__, images
-from ovenbird.commands.options import Typed
+from ovenbird.commands.options import Typed, check_free
 from ovenbird.errors import Cancelled
 from ovenbird.metadata import save_png
 from ovenbird.pipeline import Pipeline
@@ -32,14 +32,18 @@ def draw(pipeline: Pipeline, requests: Sequence[Request], paths: Sequence[Path],
     A first Ctrl-C or SIGTERM ends the run at its next step, with ``Cancelled``; a second one at once.
     """
     quiet = typed["quiet"]
+    if typed["preview_every"]:
+        check_free("output", [preview_of(path) for path in paths], typed["overwrite"])
     if not quiet:
         _announce(pipeline, requests)
     with _stopping(pipeline.cancel):
-        for picture in _with_progress(pipeline.stream(requests), quiet):
+        events = pipeline.stream(requests, preview_every=typed["preview_every"])
+        for picture in _with_progress(_with_previews(events, paths, pipeline.timings), quiet):
             path = paths[picture.picture]
             with pipeline.timings.stage("save"):
                 save_png(picture.image, path, facts(pipeline, picture), overwrite=typed["overwrite"])
-            click.echo(path if quiet else f"{path}  seed {picture.seed}")
+            flagged = "  flagged by the safety checker, and not shown" if picture.nsfw_content_detected else ""
+            click.echo(path if quiet else f"{path}  seed {picture.seed}{flagged}")
     found = pipeline.report()
     if not quiet:
         click.echo(f"\n{found.table()}", err=True)
@@ -56,12 +60,37 @@ def facts(pipeline: Pipeline, picture: Picture) -> Mapping[str, Any]:
         "model": pipeline.bundle.name,
         "model_key": pipeline.bundle.key,
         "weights": pipeline.bundle.precision,
+        "embeddings": pipeline.embeddings.facts(),
         "scheduler_config": pipeline.scheduler_overrides,
         "backend": f"{pipeline.backend.name} {pipeline.backend.version}",
         "device": pipeline.backend.device,
         "inference_precision": pipeline.precision,
+        "nsfw_content_detected": picture.nsfw_content_detected,
+        **(picture.developing._asdict() if picture.developing else {}),
         "ovenbird": __version__,
     }
+
+
+def preview_of(path: Path) -> Path:
+    """Where the previews of a picture go."""
+    return path.with_stem(f"{path.stem}-preview")
+
+
+def _with_previews(
+    events: Iterator[Step | Picture], paths: Sequence[Path], timings: Timings
+) -> Iterator[Step | Picture]:
+    """Write the latest preview of each picture, pass everything on, and take it away when the picture is saved."""
+    written: set[Path] = set()
+    for event in events:
+        if isinstance(event, Step):
+            for number, image in zip(event.pictures, event.previews, strict=False):
+                path = preview_of(paths[number])
+                with timings.stage("save"):
+                    save_png(image, path, None, overwrite=True)
+                written.add(path)
+        yield event
+        if isinstance(event, Picture) and (path := preview_of(paths[event.picture])) in written:
+            path.unlink(missing_ok=True)
 
 
 def _announce(pipeline: Pipeline, requests: Sequence[Request]) -> None:
@@ -74,6 +103,8 @@ def _announce(pipeline: Pipeline, requests: Sequence[Request]) -> None:
     else:
         state = "" if pipeline.bundle.manifest else ", unverified: it has no ovenbird.json"
         click.echo(f"model: {pipeline.bundle.name} ({pipeline.bundle.precision}{state})", err=True)
+    for word in pipeline.embeddings.words:
+        click.echo(f"embedding: {word.word} from {word.file}", err=True)
     click.echo(f"seed: {requests[0].seed}", err=True)
     if pipeline.max_memory is not None:
         click.echo(f"memory: {pipeline.plan(requests)}", err=True)

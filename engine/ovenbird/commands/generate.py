@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ovenbird.commands.drawing import draw
+from ovenbird.commands.drawing import draw, preview_of
 from ovenbird.commands.options import (
     BETWEEN,
     HIRES,
@@ -62,7 +62,7 @@ def _free_names(count: int) -> list[Path]:
     base, number, free = Path(DEFAULT_OUTPUT), 0, list[Path]()
     while len(free) < count:
         path = base if number == 0 else base.with_stem(f"{base.stem}-{number}")
-        if not (path.exists() or path.is_symlink()):
+        if not any(there.exists() or there.is_symlink() for there in (path, preview_of(path))):
             free.append(path)
         number += 1
     return free

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from ovenbird import images, machine, progress, schedulers
+from ovenbird.autoencoder import DECODERS
 from ovenbird.backends import BACKENDS
 from ovenbird.bundle import EMBEDDED, PRECISIONS
 from ovenbird.errors import RequestError
@@ -25,6 +26,8 @@ from ovenbird.request import (
     STRENGTH_WITH_MASK,
     UPSCALERS,
     Request,
+    check_count,
+    check_size,
 )
 from ovenbird.timing import Timings
 
@@ -146,6 +149,12 @@ RUNNING: Sequence[Option] = (
     ),
     click.option("--offline", is_flag=True, help="Take a model of the Hub from what was downloaded before."),
     click.option("--precision", type=click.Choice(PRECISIONS), help="Variant of the model.  [default: the best]"),
+    click.option(
+        "--embedding",
+        multiple=True,
+        metavar="FILE[:WORD]",
+        help="A word for prompts, from a .safetensors file of textual inversion; several times for several.",
+    ),
     click.option("--backend", type=click.Choice(list(BACKENDS)), default="openvino", help="Runtime."),
     click.option("--device", default="cpu", help="Device of the runtime."),
     click.option("--threads", type=int, help="Processor threads.  [default: every core]"),
@@ -154,6 +163,26 @@ RUNNING: Sequence[Option] = (
         "--max-memory",
         metavar="SIZE",
         help="Stay within this much memory, such as 2GiB, or say what is needed.  [default: no limit]",
+    ),
+    click.option(
+        "--vae-tile",
+        type=int,
+        metavar="PIXELS",
+        help="Decode and encode larger pictures in tiles of this side, to save memory.  [default: in one piece]",
+    ),
+    click.option(
+        "--decoder",
+        type=click.Choice(list(DECODERS)),
+        default="full",
+        help="Of latents; tiny, where the model has one, is quick and a little less exact.",
+    ),
+    click.option("--no-safety-checker", is_flag=True, help="Do not ask the model's safety checker, if it has one."),
+    click.option(
+        "--preview-every",
+        type=int,
+        metavar="STEPS",
+        help="So often show in NAME-preview.png, beside the output, what is to be seen so far; by the tiny decoder if "
+        "the model has one.  It goes when the picture is there, and stays when the run is stopped.",
     ),
     click.option("--report", type=PATH, help="Write the timing report to this JSON file too."),
     click.option("--quiet", is_flag=True, help="Print the pictures' paths and nothing else."),
@@ -191,6 +220,8 @@ def request_of(typed: Typed, **others: Any) -> Request:
     if wish.scheduler is not None:
         schedulers.sampler(wish.scheduler)  # a wrong name stops here, before any model is read
     check_folder("report", typed["report"])
+    if typed["preview_every"] is not None:
+        check_count("preview_every", typed["preview_every"])
     return wish
 
 
@@ -200,6 +231,8 @@ _SAME = tuple(field.name for field in fields(Request) if field.name not in ("ima
 
 def pipeline_of(typed: Typed, timings: Timings) -> Pipeline:
     """The model, on the runtime, that were typed."""
+    if typed["vae_tile"] is not None:
+        check_size("vae_tile", typed["vae_tile"])
     betas = {name: typed[name] for name in ("beta_start", "beta_end", "beta_schedule")}
     with progress.silent() if typed["quiet"] else nullcontext():
         return Pipeline.open(
@@ -210,6 +243,10 @@ def pipeline_of(typed: Typed, timings: Timings) -> Pipeline:
             precision=typed["precision"],
             batch_size=typed["batch_size"],
             max_memory=typed["max_memory"],
+            embeddings=typed["embedding"],
+            vae_tile=typed["vae_tile"],
+            decoder=typed["decoder"],
+            safety_checker=not typed["no_safety_checker"],
             offline=typed["offline"],
             timings=timings,
             scheduler_config={name: value for name, value in betas.items() if value is not None},
