@@ -273,6 +273,10 @@ class Request:
         )
         return small, large
 
+    def sized(self, height: int, width: int) -> Request:
+        """The same wish for pictures of another size."""
+        return self._with(height=height, width=width)
+
     def starting_from(self, image: Image) -> Request:
         """The second of the ``passes``, with the first picture."""
         return self._with(image=image)

@@ -106,6 +106,8 @@ def _announce(pipeline: Pipeline, requests: Sequence[Request]) -> None:
     for word in pipeline.embeddings.words:
         click.echo(f"embedding: {word.word} from {word.file}", err=True)
     click.echo(f"seed: {requests[0].seed}", err=True)
+    if pipeline.max_memory is not None:
+        click.echo(f"memory: {pipeline.plan(requests)}", err=True)
 
 
 def _with_progress(events: Iterator[Step | Picture], quiet: bool) -> Iterator[Picture]:

@@ -160,6 +160,11 @@ RUNNING: Sequence[Option] = (
     click.option("--threads", type=int, help="Processor threads.  [default: every core]"),
     click.option("--batch-size", type=int, default=1, help="Pictures to draw side by side; takes memory."),
     click.option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Stay within this much memory, such as 2GiB, or say what is needed.  [default: no limit]",
+    ),
+    click.option(
         "--vae-tile",
         type=int,
         metavar="PIXELS",
@@ -237,6 +242,7 @@ def pipeline_of(typed: Typed, timings: Timings) -> Pipeline:
             threads=typed["threads"],
             precision=typed["precision"],
             batch_size=typed["batch_size"],
+            max_memory=typed["max_memory"],
             embeddings=typed["embedding"],
             vae_tile=typed["vae_tile"],
             decoder=typed["decoder"],

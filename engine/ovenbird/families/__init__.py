@@ -64,6 +64,11 @@ def _check_conditions(bundle: Bundle, wish: Request) -> None:
             raise RequestError(f"{name}: {bundle.name} is not told of sizes", hint="leave it out; it is for SDXL alone")
 
 
+def guides(bundle: Bundle, wish: Request) -> bool:
+    """Whether the U-Net runs for the negative prompt, too."""
+    return wish.guidance_scale > 1 and not bundle.config("unet").get("time_cond_proj_dim")
+
+
 def condition(
     bundle: Bundle, encoders: Encoders, wish: Request, embeddings: Embeddings = NO_EMBEDDINGS
 ) -> Conditioning:
@@ -72,8 +77,7 @@ def condition(
     A distilled model (LCM, Luo et al., 2023) has learned guidance: it is told the scale, and its one row is enough.
     """
     width = bundle.config("unet").get("time_cond_proj_dim")
-    guide = wish.guidance_scale > 1 and not width
-    told = FAMILIES[bundle.family].condition(bundle, encoders, wish, guide, embeddings)
+    told = FAMILIES[bundle.family].condition(bundle, encoders, wish, guides(bundle, wish), embeddings)
     if not width:
         return told
     return {**told, "timestep_cond": np.repeat(guidance_embedding(wish.guidance_scale, width), rows(told), axis=0)}
