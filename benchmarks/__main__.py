@@ -9,6 +9,8 @@ import click
 
 from benchmarks import attributes, cache, export, gallery, matrix, parity, record, start, tables
 from ovenbird import Pipeline
+from ovenbird.backends import BACKENDS
+from ovenbird.bundle import COMPONENTS
 
 
 @click.group()
@@ -98,6 +100,27 @@ def export_(source: str, only: tuple[str, ...]) -> None:
         click.echo(f"{source}, {name}: {row['seconds'] / 60:.1f} min, {row['peak_bytes'] / 1e9:.1f} GB memory; {sizes}")
         figures.setdefault(source, {})[name] = row
     record.write("export", figures)
+
+
+@main.command("memory")
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="An exported model.")
+@click.option("--backend", type=click.Choice(list(BACKENDS)), default="openvino", show_default=True)
+@click.option("--precision", "kinds", multiple=True, help="Arithmetic; may be repeated.  [default: f32]")
+@click.option("--only", type=click.Choice(["pictures", *COMPONENTS]), multiple=True, help="May be repeated.")
+def memory_(folder: Path, backend: str, kinds: tuple[str, ...], only: tuple[str, ...]) -> None:
+    """The most memory of components and of whole pictures, next to what was foreseen: half an hour at full size."""
+    figures = record.read("memory")
+    pipeline = Pipeline.open(folder, backend)
+    rows = figures.setdefault(f"{pipeline.bundle.name} {pipeline.bundle.precision}", {})
+    for kind in kinds or ("f32",):
+        for case in memory.cases(pipeline):
+            if not only or case.get("component", "pictures") in only:
+                for found in memory.measure(folder, backend, kind, case):
+                    label = memory.label(found)
+                    rows[label] = found
+                    measured = f"{found['measured_mib']:6d} MiB {found['ratio']:6.2f}" if "ratio" in found else "-"
+                    click.echo(f"{label:<90} {found['foreseen_mib']:6d} {measured}")
+                record.write("memory", figures)
 
 
 @main.command("matrix")

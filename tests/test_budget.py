@@ -238,7 +238,7 @@ def limit(room):
 
 backend, room, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 pipeline = Pipeline.open("nestling", backend, inference_precision="f32")
-wish = Request(prompt="a", num_inference_steps=1, seed=1, scheduler="ddim", width=1024, height=1024)
+wish = Request(prompt="a", num_inference_steps=1, seed=1, scheduler="ddim", width=512, height=512)
 if when == "compiling":
     limit(room)
 events = pipeline.stream(wish)

@@ -95,7 +95,7 @@ def test_one_stage_at_a_time(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
         return compiled(folder, shapes, **options)
 
     monkeypatch.setattr(sparing.backend, "compile", spy)
-    monkeypatch.setattr("ovenbird.pipeline.ROUND", 2)
+    monkeypatch.setattr("ovenbird.budget.ROUND", 2)
     images = sparing.generate(Request(**QUICK, num_images_per_prompt=3)).images
     stages = ["text_encoder", "unet", "vae_decoder"]
     assert there == [(name, []) for name in [*stages, "unet", "vae_decoder"]]

@@ -213,5 +213,5 @@ def read_weights(folder: Path, config: Config, variant: str) -> Weights:
         eighths = sum(size / WIDTHS[kind] for kind, size in sizes.items() if WIDTHS.get(kind, 9) < 2)
         return Weights(whole, eighths, looked_up, convolutions, len(text))
     stored = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
-    width = STORED[variant]
+    width = STORED.get(variant, 4)  # as most tools write them
     return Weights(stored / width * (width > 1), stored * (width == 1), looked_up, convolutions, 0)

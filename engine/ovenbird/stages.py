@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -110,14 +111,10 @@ def leaving(present: Iterable[Key], name: str, groups: Groups, most_shapes: int)
     return {key for key in present if key[0] not in beside} | set(same[: max(0, len(same) + 1 - most_shapes)])
 
 
-NO_MEMORY = (
-    "bad_alloc",
-    "bad allocation",
-    "out of memory",
-    "can't alloc",
-    "allocate memory",
-    "memory allocation",
+NO_MEMORY = re.compile(
+    r"bad.alloc|(failed to|cannot|can't|could not|unable to) alloc|memory allocation|out of memory|"
     "resource temporarily unavailable",  # no room for one more thread
+    re.IGNORECASE,
 )
 """How runtimes say it, which have no type of error for it."""
 
@@ -128,7 +125,7 @@ def short_of_memory(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in NO_MEMORY):
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
         raise ResourceError(
             f"{name}: there is not enough memory for it",
