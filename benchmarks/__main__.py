@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from benchmarks import attributes, export, matrix, parity, pictures, record, start, tables
+from benchmarks import attributes, cache, export, gallery, matrix, parity, record, start, tables
 from ovenbird import Pipeline
+from ovenbird.backends import BACKENDS
+from ovenbird.bundle import COMPONENTS
 
 
 @click.group()
@@ -67,6 +69,14 @@ def start_(rounds: int) -> None:
     record.write("start", figures)
 
 
+@main.command("cache")
+def cache_() -> None:
+    """Peak memory of compiling a large model without the cache, keeping it there, and loading it."""
+    figures = cache.measure()
+    click.echo("  ".join(f"{name} {peak:.0f} MiB" for name, peak in figures["peak_mib"].items()))
+    record.write("cache", figures)
+
+
 @main.command("parity")
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="An fp32 export of nestling.")
 def parity_(folder: Path) -> None:
@@ -92,6 +102,27 @@ def export_(source: str, only: tuple[str, ...]) -> None:
     record.write("export", figures)
 
 
+@main.command("memory")
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="An exported model.")
+@click.option("--backend", type=click.Choice(list(BACKENDS)), default="openvino", show_default=True)
+@click.option("--precision", "kinds", multiple=True, help="Arithmetic; may be repeated.  [default: f32]")
+@click.option("--only", type=click.Choice(["pictures", *COMPONENTS]), multiple=True, help="May be repeated.")
+def memory_(folder: Path, backend: str, kinds: tuple[str, ...], only: tuple[str, ...]) -> None:
+    """The most memory of components and of whole pictures, next to what was foreseen: half an hour at full size."""
+    figures = record.read("memory")
+    pipeline = Pipeline.open(folder, backend)
+    rows = figures.setdefault(f"{pipeline.bundle.name} {pipeline.bundle.precision}", {})
+    for kind in kinds or ("f32",):
+        for case in memory.cases(pipeline):
+            if not only or case.get("component", "pictures") in only:
+                for found in memory.measure(folder, backend, kind, case):
+                    label = memory.label(found)
+                    rows[label] = found
+                    measured = f"{found['measured_mib']:6d} MiB {found['ratio']:6.2f}" if "ratio" in found else "-"
+                    click.echo(f"{label:<90} {found['foreseen_mib']:6d} {measured}")
+                record.write("memory", figures)
+
+
 @main.command("matrix")
 def matrix_() -> None:
     """Every source, family and variant exported, proven, verified and drawn with, at tiny size: minutes."""
@@ -103,13 +134,14 @@ def matrix_() -> None:
         raise click.ClickException(f"{figures['failed']} cells failed")
 
 
-@main.command("pictures")
-def pictures_() -> None:
-    """Draw the ten pictures of the README."""
-    for prompt in pictures.PROMPTS:
-        click.echo(prompt)
-    pictures.SHEET.parent.mkdir(exist_ok=True)
-    pictures.sheet(Pipeline.open("nestling")).save(pictures.SHEET)
+@main.command("gallery")
+def gallery_() -> None:
+    """Draw the pictures of the README, in float32, which differs least between processors."""
+    pipeline = Pipeline.open("nestling", inference_precision="f32")
+    for name, picture in gallery.GALLERY.items():
+        path = gallery.DOCS / f"{name}.png"
+        picture(pipeline).save(path)
+        click.echo(f"{path}  {path.stat().st_size // 1024} KiB")
 
 
 @main.command("tables")

@@ -49,6 +49,8 @@ def diffusers_picture(pipeline: Any, engine: Pipeline, wish: Request) -> NDArray
     pipeline.scheduler = getattr(diffusers, ours.class_name).from_config(dict(ours.options))
     result = pipeline(
         wish.prompt,
+        negative_prompt=wish.negative_prompt or None,
+        clip_skip=wish.clip_skip or None,
         num_inference_steps=wish.num_inference_steps,
         guidance_scale=wish.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(wish.seed),

@@ -27,7 +27,7 @@ def samplers() -> str:
 
 def figures() -> str:
     """The bars of the project, and the command that prints each."""
-    start, parity, vae, scores = read("start"), read("parity"), read("vae"), read("attributes")
+    start, parity, vae, scores, cache = (read(name) for name in ("start", "parity", "vae", "attributes", "cache"))
     gaps = [row for rows in parity.values() for row in rows.values()]
     default = scores["default settings"]
     least = min((value, name) for name, value in default.items() if name != "all")
@@ -46,6 +46,11 @@ def figures() -> str:
         ],
         ["the same without guidance", f"{scores['without guidance']['all']:.1%}", "the same"],
         ["the same against shuffled captions", f"{scores['shuffled captions']['all']:.1%}", "the same"],
+        [
+            f"peak memory of compiling {cache['model_bytes'] / 1e6:.0f} MB of weights, of keeping that, of loading it",
+            ", ".join(f"{cache['peak_mib'][name]:.0f}" for name in ("off", "miss", "hit")) + " MiB",
+            "`python -m benchmarks cache`",
+        ],
         ["reconstruction of held-out pictures", f"{vae['mean_db']:.1f} dB", "`python -m benchmarks vae`"],
     ]
     return _table(["what", "measured", "by"], rows)

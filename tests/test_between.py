@@ -282,8 +282,8 @@ def test_bad_walks_stop_before_any_model_is_read(
 def test_e9_a_walk_that_is_stopped_keeps_its_frames(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     streamed = Pipeline.stream
 
-    def stopping(self: Pipeline, requests: Any, **more: Any) -> Any:
-        for event in streamed(self, requests, **more):
+    def stopping(self: Pipeline, requests: Any, **how: Any) -> Any:
+        for event in streamed(self, requests, **how):
             yield event
             if isinstance(event, Picture) and event.picture == 1:
                 raise Cancelled("the run was stopped")

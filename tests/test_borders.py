@@ -19,16 +19,17 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"pipeline"},
-    {"autoencoder"},
+    {"autoencoder", "budget"},
     {"canvas", "stages", "models"},
-    {"families", "schedulers", "vae", "tiles", "safety", "text", "metadata"},
+    {"families", "schedulers", "vae", "tiles", "safety", "text", "embeddings", "metadata"},
     {"kinds"},
     {"scheduler_config", "plans", "predictions"},
     {"solvers"},
     {"result"},
     {"averages", "denoiser"},
+    {"memory"},
     {"backends", "noise", "bundle", "request"},
-    {"images", "hub", "compiled"},
+    {"images", "tensors", "hub", "compiled"},
     {"transfer"},
     {"errors", "timing", "machine", "cache", "prompts", "sizes", "disk", "progress"},
 ]
@@ -50,7 +51,9 @@ def engine_files(root: Path) -> list[Path]:
 
 def test_the_engine_never_names_what_belongs_to_the_export(root: Path) -> None:
     for path in engine_files(root):
-        assert not {name.split(".")[0] for name in imports(path)} & FORBIDDEN, path
+        # ONNX Runtime has no way to change a graph; what adds rows to one says so where it is missing.
+        allowed = {"onnx"} if path.name == "onnxruntime.py" else set()
+        assert not {name.split(".")[0] for name in imports(path)} & FORBIDDEN - allowed, path
 
 
 def layer(name: str) -> int:

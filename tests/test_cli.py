@@ -32,7 +32,7 @@ BAD = [
     (["--height", "500"], "height: 500", "use 496 or 504"),
     (["--num-inference-steps", "0"], "num_inference_steps: 0", "the nearest is 1"),
     (["--guidance-scale", "nan"], "guidance_scale: nan", ""),
-    (["--clip-skip", "12"], "clip_skip: 12", "the nearest is 11"),
+    (["--clip-skip", "23"], "clip_skip: 23", "the nearest is 22"),
     (["--seed", "-1"], "seed: -1", "the nearest is 0"),
     (["--num-images", "0"], "num_images_per_prompt: 0", "the nearest is 1"),
     (["--scheduler", "dpmpp 2m"], "scheduler", "dpmpp_2m"),
@@ -264,9 +264,11 @@ def test_r6_a_prompt_is_never_a_path(run: Any, tmp_path: Path) -> None:
 def test_help_names_every_command_and_flag() -> None:
     overview = CliRunner().invoke(cli.main, ["--help"]).output
     assert "generate" in overview and "export" in overview
-    text = CliRunner().invoke(cli.main, ["generate", "--help"]).output
-    for parameter in cli.generate.params:
-        assert parameter.opts[0] in text
+    for command in (cli.generate, cli.frames, cli.upscale):
+        assert command.name and command.name in overview
+        text = CliRunner().invoke(cli.main, [command.name, "--help"]).output
+        for parameter in command.params:
+            assert parameter.opts[0] in (text if parameter.opts[0].startswith("-") else text.lower())
 
 
 def test_demo_py_is_the_same_command(root: Path, tmp_path: Path) -> None:

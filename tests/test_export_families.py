@@ -36,16 +36,19 @@ pytestmark = [
 ]
 
 TEXT = (["input_ids"], ["last_hidden_state", "pooler_output"])
+SKIPS = [f"clip_skip.{skip}" for skip in (1, 2)]
+"""One for each layer but the last; openvino-genai and optimum pass over them."""
 HIDDEN = [f"hidden_states.{layer}" for layer in range(3)]
 NOISE = ["sample", "timestep", "encoder_hidden_states"]
 UNET = (NOISE, ["out_sample"])
 DECODER, ENCODER = (["latent_sample"], ["sample"]), (["sample"], ["latent_parameters"])
 TINY_ENCODER = (["sample"], ["latent_sample"])
-SD = {"text_encoder": TEXT, "unet": UNET, "vae_decoder": DECODER, "vae_encoder": ENCODER}
+SD = {"text_encoder": (TEXT[0], [*TEXT[1], SKIPS[0]]), "unet": UNET, "vae_decoder": DECODER, "vae_encoder": ENCODER}
+SD2 = {**SD, "text_encoder": (TEXT[0], [*TEXT[1], *SKIPS])}
 PORTS = {
-    "sd20": {**SD, "vae_encoder": TINY_ENCODER},
-    "sd21": SD,
-    "turbo": SD,
+    "sd20": {**SD2, "vae_encoder": TINY_ENCODER},
+    "sd21": SD2,
+    "turbo": SD2,
     "sdxl": {
         "text_encoder": (TEXT[0], [*TEXT[1], *HIDDEN]),
         "text_encoder_2": (TEXT[0], ["text_embeds", "last_hidden_state", *HIDDEN]),

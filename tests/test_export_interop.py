@@ -17,6 +17,7 @@ pytest.importorskip("optimum")
 import export_tiny  # noqa: E402
 
 from ovenbird import Pipeline, Request  # noqa: E402
+from ovenbird.backends import BACKENDS  # noqa: E402
 from ovenbird_export.export import Wish, export_folder  # noqa: E402
 from ovenbird_export.precisions import PRECISIONS  # noqa: E402
 from ovenbird_export.sources import Wanted  # noqa: E402
@@ -56,6 +57,23 @@ def agree(found: Any, expected: np.ndarray) -> None:
     assert picture.shape == expected.shape
     assert expected.std() > 10  # it is a picture, of a kind
     assert np.abs(picture - expected).mean() <= MEAN
+
+
+def learns_as_ours(folder: Path, exported: Path, *backends: str) -> None:
+    """The text encoder of a folder takes a learned word as that of our own folder does."""
+    from safetensors.numpy import save_file
+
+    vectors = np.random.default_rng(0).standard_normal((2, 32)).astype(np.float32)
+    save_file({"<cat>": vectors}, folder / "cat.safetensors")
+    wish = Request(prompt="a <cat> in a red house", seed=SEED).settled(64)
+    for backend in backends:
+        ours, theirs = (
+            Pipeline.open(model, backend, inference_precision="f32", embeddings=folder / "cat.safetensors")._condition(
+                wish
+            )["encoder_hidden_states"]
+            for model in (exported, folder)
+        )
+        np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
 def generator() -> Any:
@@ -100,7 +118,9 @@ def quiet_intel() -> Iterator[Any]:
     yield pytest.importorskip("optimum.intel")
 
 
-def test_the_engine_generates_from_a_folder_of_optimum_intel(source: Path, quiet_intel: Any, tmp_path: Path) -> None:
+def test_the_engine_generates_from_a_folder_of_optimum_intel(
+    source: Path, exported: Path, quiet_intel: Any, tmp_path: Path
+) -> None:
     pipeline = quiet_intel.OVStableDiffusionPipeline.from_pretrained(
         _with_plain_index(source, tmp_path / "source"),
         export=True,
@@ -109,11 +129,12 @@ def test_the_engine_generates_from_a_folder_of_optimum_intel(source: Path, quiet
     )
     pipeline.save_pretrained(tmp_path / "model")
     agree(pipeline(PROMPT, generator=generator(), **WISH).images[0], ours(tmp_path / "model", "openvino"))
+    learns_as_ours(tmp_path / "model", exported, "openvino")
     # Or its finalizer warns, and fails whichever test the garbage is collected in.
     pipeline.model_save_dir.cleanup()
 
 
-def test_the_engine_generates_from_a_folder_of_optimum_onnx(source: Path, tmp_path: Path) -> None:
+def test_the_engine_generates_from_a_folder_of_optimum_onnx(source: Path, exported: Path, tmp_path: Path) -> None:
     from optimum.exporters.onnx import main_export
     from optimum.onnxruntime import ORTStableDiffusionPipeline
 
@@ -124,6 +145,7 @@ def test_the_engine_generates_from_a_folder_of_optimum_onnx(source: Path, tmp_pa
     expected = pipeline(PROMPT, generator=generator(), **{**WISH, "width": 64}).images[0]
     for backend in ("onnxruntime", "openvino"):
         agree(expected, ours(tmp_path / "model", backend, width=64))
+    learns_as_ours(tmp_path / "model", exported, *BACKENDS)
 
 
 def _with_plain_index(source: Path, folder: Path) -> Path:

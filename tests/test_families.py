@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,13 @@ def test_both_prompts_have_as_many_chunks(nestling: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(found["encoder_hidden_states"][1, 77:], np.tile(empty[0], (2, 1)))
 
 
-@pytest.mark.parametrize(("family", "deepest"), [("sd", 0), ("sdxl", 2)])
-def test_layers_that_cannot_be_left_out_are_refused(nestling: Path, tmp_path: Path, family: str, deepest: int) -> None:
-    model = bundle(nestling, tmp_path / family, family, {}, {})
+@pytest.mark.parametrize(
+    ("family", "manifest", "deepest"), [("sd", None, 0), ("sd", {}, 0), ("sd", {"clip_skip": 3}, 3), ("sdxl", None, 2)]
+)
+def test_layers_that_cannot_be_left_out_are_refused(
+    nestling: Path, tmp_path: Path, family: str, manifest: Any, deepest: int
+) -> None:
+    model = replace(bundle(nestling, tmp_path / family, family, {}, {}), manifest=manifest)
     for name, layers in (("text_encoder", 3), ("text_encoder_2", 4)):
         (tmp_path / family / name).mkdir()
         (tmp_path / family / name / "config.json").write_text(json.dumps({"num_hidden_layers": layers}))
@@ -121,7 +126,22 @@ def test_layers_that_cannot_be_left_out_are_refused(nestling: Path, tmp_path: Pa
     check(model, wish(clip_skip=deepest))
     with pytest.raises(RequestError, match=rf"clip_skip: {deepest + 1} is too many") as caught:
         check(model, wish(clip_skip=deepest + 1))
-    assert caught.value.hint == f"the nearest is {deepest}"
+    hint = f"the nearest is {deepest}" + ("" if deepest else "; a new export may give more: ovenbird export")
+    assert caught.value.hint and caught.value.hint.startswith(hint)
+
+
+def test_sd_takes_the_state_without_so_many_layers_for_the_prompt_alone(nestling: Path, tmp_path: Path) -> None:
+    model = replace(bundle(nestling, tmp_path / "sd", "sd", {}, {}), manifest={"clip_skip": 2})
+    states = {"last_hidden_state": 0.0, "clip_skip.1": 1.0, "clip_skip.2": 2.0}
+
+    def encoders(_: str) -> Any:
+        return lambda inputs: {name: np.full((1, 77, 3), value, np.float32) for name, value in states.items()}
+
+    found = condition(model, encoders, wish(clip_skip=2))["encoder_hidden_states"]
+    assert (found[0] == 0).all() and (found[1] == 2).all()
+    assert (condition(model, encoders, wish(clip_skip=1, guidance_scale=1.0))["encoder_hidden_states"] == 1).all()
+    between = condition(model, encoders, wish(clip_skip=2, to_prompt="a boat", blend=0.5))["encoder_hidden_states"]
+    assert [row.mean() for row in between] == [0, 2, 2]
 
 
 # Weights, against the rule of the web UI written out.

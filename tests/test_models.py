@@ -59,7 +59,7 @@ def foreign(*graphs: str) -> dict[str, bytes]:
     """A repository of another tool; nothing here reads the graphs."""
     files = {"model_index.json": INDEX, "scheduler/scheduler_config.json": b"{}"}
     files |= {f"tokenizer/{name}": b"{}" for name in ("vocab.json", "merges.txt", "special_tokens_map.json")}
-    files |= {f"{part}/config.json": b"{}" for part in PARTS}
+    files |= {f"{part}/config.json": b"{}" for part in (*PARTS, "safety_checker")}
     return files | {f"{part}/{name}": f"{part} {name}".encode() * 99 for part in PARTS for name in graphs}
 
 
@@ -71,6 +71,7 @@ UNWANTED = {
     "unet/modeling.py": b"raise SystemExit",
     "openvino_config.json": b"{}",
     "text_encoder_3/openvino_model.xml": b"",
+    "safety_checker/model.safetensors": b"torch's",
 }
 
 
@@ -214,6 +215,15 @@ def test_the_key_of_a_foreign_repository_is_that_of_its_bytes(hub: FakeHub) -> N
     assert open_model(f"{REPO}@another").key == first.key
 
 
+def test_another_precision_is_refused_before_its_weights_travel(hub: FakeHub) -> None:
+    graph = b'<data element_type="f16" shape="1" offset="0" size="2" />'
+    hub.commit(foreign(*IR) | {"unet/openvino_model.xml": graph})
+    with pytest.raises(RequestError, match="is fp16, not int8"):
+        open_model(REPO, "int8")
+    assert not hub.names("cdn")
+    assert open_model(REPO, "fp16").precision == "fp16"
+
+
 def test_another_runtime_fetches_what_it_lacks(hub: FakeHub) -> None:
     hub.commit(foreign(*IR, *ONNX))
     open_model(REPO)
@@ -233,7 +243,7 @@ def test_another_runtime_fetches_what_it_lacks(hub: FakeHub) -> None:
             "onnxruntime",
             "no text_encoder/model.onnx: .* or not for onnxruntime",
         ),
-        (foreign(IR[0]), "openvino", "the repository has no text_encoder/openvino_model.bin"),
+        (foreign(IR[0]), "openvino", "owner/name has no text_encoder/openvino_model.bin"),
         ({"model_index.json": b'{"_class_name": "FluxPipeline"}'}, "openvino", "a FluxPipeline pipeline is not"),
         ({"model_index.json": b"[]"}, "openvino", "holds a list"),
         ({"model_index.json": b" " * (17 << 20)}, "openvino", "model_index.json is larger than 16 MiB"),
@@ -288,13 +298,19 @@ def test_one_that_breaks_is_gone_on_with(hub: FakeHub) -> None:
 
 
 def test_the_command_takes_the_name_and_says_nothing_when_told_to(hub: FakeHub, exported: dict[str, bytes]) -> None:
-    hub.commit(exported)
-    words = ["generate", "--prompt", "a red house", "--num-inference-steps", "1", "--model", REPO, "--quiet"]
+    hub.commit({name: content for name, content in exported.items() if name != "ovenbird.json"})
+    words = ["generate", "--prompt", "a red house", "--num-inference-steps", "1", "--height", "64", "--width", "64"]
+    words += ["--model", REPO, "--quiet"]
     first = CliRunner().invoke(cli.main, words)
     assert (first.exit_code, first.stdout, first.stderr) == (0, "output.png\n", "")
     hub.seen.clear()
-    again = CliRunner().invoke(cli.main, [*words[:-1], "--offline"])
+    again = CliRunner().invoke(cli.main, [*words[:-1], "--offline", "--report", "report.json"])
     assert again.exit_code == 0 and hub.seen == []
+    report = json.loads(Path("report.json").read_text())
+    assert (report["weights"], set(report["compile_cache"].values())) == ("fp16", {"hit"})
+    assert set(report["devices"].values()) == {"cpu"}
+    kept = CliRunner().invoke(cli.main, ["cache"]).output
+    assert "owner--name--exported/" in kept and "3 compiled models" in kept
 
 
 def test_a_terminal_sees_how_far_a_file_is(

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ovenbird import Pipeline, cli
+from ovenbird import Pipeline, Request, cli
 from ovenbird.backends import BACKENDS
 
 pytestmark = [
@@ -52,6 +53,50 @@ def test_the_picture_is_that_of_diffusers(engines: dict[str, Pipeline], referenc
     assert all(gap.mean <= MOST_MEAN and gap.most <= MOST_MAX for gap in gaps.values())
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Words, of two vectors and of one, near those of other words."""
+    import torch
+    from safetensors.torch import save_file
+
+    table = parity.reference().text_encoder.get_input_embeddings().weight.detach()
+    folder = tmp_path_factory.mktemp("learned")
+    files = {"<barn>": folder / "barn.safetensors", "zqx": folder / "zqx.safetensors"}
+    save_file({"<barn>": torch.stack([table[657], table[660]]) * 0.9}, files["<barn>"])  # red, house
+    save_file({"emb_params": table[320:321] + 0.01}, files["zqx"])  # a
+    return files
+
+
+@pytest.fixture(scope="module")
+def knowing(learned: dict[str, Path]) -> Any:
+    """diffusers with these words; the web UI's file needs ``token``, since it names its tensor and not its word."""
+    pipeline = parity.reference()
+    pipeline.load_textual_inversion(str(learned["<barn>"]))
+    pipeline.load_textual_inversion(str(learned["zqx"]), token="zqx")
+    return pipeline
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_m11_learned_words_and_clip_skip_give_the_picture_of_diffusers(
+    exported: Path, learned: dict[str, Path], knowing: Any, backend: str
+) -> None:
+    engine = Pipeline.open(
+        exported, backend, inference_precision="f32", embeddings=[str(path) for path in learned.values()]
+    )
+    words: dict[str, Any] = {
+        "prompt": "zqx large <barn> in the snow",
+        "negative_prompt": "at night, <barn>",
+        "clip_skip": 1,
+    }
+    wish = Request(**words, seed=4, num_inference_steps=4, scheduler="ddim")
+    expected = parity.diffusers_picture(knowing, engine, wish)
+    found = parity.gap(np.asarray(engine.generate(wish).images[0]), expected)
+    assert found.mean <= MOST_MEAN and found.most <= MOST_MAX
+    for change in ({"clip_skip": 0}, {"prompt": "zqx large <BARN> in the snow"}):
+        other = engine.generate(Request(**words | change, seed=4, num_inference_steps=4, scheduler="ddim")).images[0]
+        assert parity.gap(np.asarray(other), expected).mean > 1
+
+
 def test_the_published_folder_is_what_the_source_exports_to(nestling: Path, tmp_path: Path) -> None:
     words = [
         "export",
@@ -66,4 +111,5 @@ def test_the_published_folder_is_what_the_source_exports_to(nestling: Path, tmp_
     assert result.exit_code == 0, result.output
     ours, new = Pipeline.open(nestling, precision="fp16"), Pipeline.open(tmp_path / "nestling", precision="fp16")
     assert ours.bundle.manifest and new.bundle.manifest
+    assert ours.bundle.clip_skip == new.bundle.clip_skip == 1
     assert ours.bundle.manifest["source"]["sha256"] == new.bundle.manifest["source"]["sha256"]

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ovenbird import Bundle, Picture, Pipeline, Request, Step, schedulers
 from ovenbird.backends import BACKENDS
+from ovenbird.noise import slerp
 from ovenbird.request import CONDITIONS
 
 pytestmark = [
@@ -136,7 +137,7 @@ class Modules:
     def best_precision(self, stored: str) -> str:
         return "f32"
 
-    def compile(self, folder: Path, shapes: Any, *, precision: str, cache_key: str | None) -> Module:
+    def compile(self, folder: Path, shapes: Any, *, precision: str, cache_key: str | None, rows: None) -> Module:
         return Module(getattr(self, folder.name))
 
     def text_encoder(self, input_ids: Any) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def hidden(found: Any) -> dict[str, Any]:
 
 class Module:
     inputs: Mapping[str, Any] = {}
-    precision, cache = "f32", "off"
+    precision, cache, device = "f32", "off", "cpu"
 
     def __init__(self, call: Callable[..., dict[str, Any]]) -> None:
         self.call = call
@@ -268,3 +269,29 @@ def test_sdxl_does_the_same(tmp_path: Path) -> None:
     other: dict[str, Any] = {"negative_original_size": (500, 400), "negative_target_size": (48, 56)}
     # Of the negative prompt, diffusers' image to image takes the other one's crop.
     agree(engine, pipeline, Request(**given, **small, **other, negative_crops_coords_top_left=(5, 6)))
+
+
+def test_sdxl_is_told_of_both_prompts_and_of_every_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    export_tiny.write_source(source, "sdxl")
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(source)
+    engine = engine_over(pipeline, source, tmp_path / "engine")
+    asked: list[tuple[Any, Any]] = []
+    unet = engine.backend.unet  # type: ignore[attr-defined]
+
+    def spy(**inputs: Any) -> Any:
+        asked.append((inputs["time_ids"].tolist(), inputs["text_embeds"].numpy()))
+        return unet(**inputs)
+
+    monkeypatch.setattr(engine.backend, "unet", spy)
+    ends = ("a red house", "a cat")
+    given: dict[str, Any] = {"seed": 4, "num_inference_steps": 2, "negative_prompt": "red"}
+    for prompt in ends:
+        engine.generate(Request(prompt=prompt, width=64, height=64, **given))
+    summaries = [asked[0][1], asked[-1][1]]
+    asked.clear()
+    between = Request(prompt=ends[0], to_prompt=ends[1], blend=0.25, width=96, height=64, tile_size=64, **given)
+    engine.generate(between)
+    assert [ids for ids, _ in asked] == [[[64, 96, 0, left, 64, 96]] * 2 for left in (0, 32)] * 2
+    expected = slerp(summaries[0][1], summaries[1][1], 0.25, axis=0)
+    np.testing.assert_allclose(asked[0][1], [summaries[0][0], expected], rtol=1e-4, atol=1e-5)

@@ -95,7 +95,7 @@ def test_one_stage_at_a_time(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
         return compiled(folder, shapes, **options)
 
     monkeypatch.setattr(sparing.backend, "compile", spy)
-    monkeypatch.setattr("ovenbird.pipeline.ROUND", 2)
+    monkeypatch.setattr("ovenbird.budget.ROUND", 2)
     images = sparing.generate(Request(**QUICK, num_images_per_prompt=3)).images
     stages = ["text_encoder", "unet", "vae_decoder"]
     assert there == [(name, []) for name in [*stages, "unet", "vae_decoder"]]
@@ -246,8 +246,10 @@ def test_a_long_prompt_is_drawn_in_chunks_on_both_runtimes(backend: str) -> None
 
 
 def test_clip_skip_is_refused_before_compiling_where_the_graph_lacks_the_layers(pipeline: Pipeline) -> None:
-    with pytest.raises(RequestError, match="clip_skip: 1 is too many: a text encoder of nestling"):
-        pipeline.stream(Request(**QUICK, clip_skip=1))
+    with pytest.raises(RequestError, match="clip_skip: 2 is too many: a text encoder of nestling can leave out 1"):
+        pipeline.stream(Request(**QUICK, clip_skip=2))
+    plain, skipped = (pixels(pipeline.generate(Request(**QUICK, clip_skip=skip)).images[0]) for skip in (0, 1))
+    assert np.abs(skipped - plain).mean() > 1
 
 
 def test_a_stream_that_is_dropped_leaves_the_pipeline_usable(pipeline: Pipeline) -> None:

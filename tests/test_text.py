@@ -157,6 +157,57 @@ def test_small_chunks_end_too(tokenizer: PromptTokenizer) -> None:
     assert [row[1:4] for row in found] == [[COMMA, HOUSE, COMMA], [HOUSE] * 3, [HOUSE, END, END]]
 
 
+# Words that are added, of several tokens.
+
+ADDED = {"<cat>": (900, 901, 902), "<cat>_1": (901,), "<cat>_2": (902,), "zqx": (903,), "zqxw": (904,)}
+
+
+@pytest.fixture(scope="module")
+def learned(nestling: Path) -> PromptTokenizer:
+    return PromptTokenizer.open(nestling / "fp16" / "tokenizer", ADDED)
+
+
+@pytest.mark.filterwarnings("ignore:the prompt is longer")
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red <cat> house",
+        "red<cat>house, tree<cat><cat>",
+        "<CAT> < cat> <cat",
+        "<cat>_1 <cat>_2",
+        "zqx zqxy azqxw ZQX",
+        "<|endoftext|><cat>\u00e9<cat>e\u0301",
+        "house " * 73 + "<cat>",
+        "<cat>" * 30,
+    ],
+)
+def test_added_words_are_found_as_diffusers_finds_them(learned: PromptTokenizer, nestling: Path, prompt: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    loaders = pytest.importorskip("diffusers.loaders")
+    reference = transformers.CLIPTokenizer.from_pretrained(nestling / "fp16" / "tokenizer")
+    reference.add_tokens(list(ADDED))
+    first = len(reference) - len(ADDED)
+    text = loaders.TextualInversionLoaderMixin()._maybe_convert_prompt(prompt, reference)
+    expected = reference(text, padding="max_length", max_length=77, truncation=True).input_ids
+    found = learned(plain(prompt)).ids[0].tolist()
+    assert found == [900 + id - first if id >= first else id for id in expected]
+    assert max(found) >= 900 or "<CAT>" in prompt
+
+
+def test_an_added_word_is_weighed_and_never_torn_apart(learned: PromptTokenizer) -> None:
+    found = learned(webui(f"{words(house=73)} (<cat>:1.5)"), 16)
+    assert found.ids.tolist() == [row(*[HOUSE] * 73), row(900, 901, 902)]
+    assert found.weights[1, :5].tolist() == [1, 1.5, 1.5, 1.5, 1]
+    fits = learned(webui(f"{words(house=72)} <cat> house"), 16).ids
+    assert fits.tolist() == [row(*[HOUSE] * 72, 900, 901, 902), row(HOUSE)]
+
+
+def test_r4_an_added_word_is_named_as_it_was_written_when_it_is_cut(learned: PromptTokenizer) -> None:
+    with pytest.warns(UserWarning, match="this was cut off: '<cat>house'"):
+        ids = learned(plain(f"{words(house=74)} <cat>house")).ids
+    assert ids[0, -3:].tolist() == [HOUSE, 900, END]  # the rest of it is gone, as in diffusers
+
+
 def test_a_text_without_room_is_refused(nestling: Path, tmp_path: Path) -> None:
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(nestling / "fp16" / "tokenizer" / name, tmp_path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,14 +30,22 @@ PRECISIONS = ("fp16", "fp32", "int8", "int8-weights")
 """Variants in the order in which they are preferred when none is asked for."""
 FAMILIES = {
     "StableDiffusionPipeline": "sd",
+    "StableDiffusionImg2ImgPipeline": "sd",
     "StableDiffusionInpaintPipeline": "sd",
     "LatentConsistencyModelPipeline": "sd",
+    "LatentConsistencyModelImg2ImgPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
     "StableDiffusionXLInpaintPipeline": "sdxl",
 }
-"""``_class_name`` in ``model_index.json`` -> family; prefixes of other exporters (OV, ORT) are dropped first."""
+"""``_class_name`` in ``model_index.json`` -> family."""
+EXPORTERS = re.compile(r"^(OV|ORT|Onnx)(?=[A-Z])")
+"""What optimum-intel, optimum-onnx and old diffusers put before it."""
+CONSTANT = re.compile(rb'<data element_type="(\w+)"[^>]* size="(\d+)"')
 LARGEST_JSON = 16 << 20
 EMBEDDED = "nestling"
+UNKNOWN = "unknown"
+"""The precision of a folder that does not tell it."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +72,8 @@ class Bundle:
         manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
         if manifest is not None:
             _check_manifest(folder, manifest)
-        stored = manifest["precision"] if manifest else "fp32"
-        if precision and manifest and stored != precision:
+        stored = manifest["precision"] if manifest else _stored_precision(folder)
+        if precision and stored not in (precision, UNKNOWN):
             raise RequestError(f"precision: {folder} is {stored}, not {precision}")
         name = str(manifest["name"]) if manifest else folder.name
         return cls(folder, name, _family(folder, index), stored, manifest)
@@ -84,18 +94,28 @@ class Bundle:
         return read_json(self.path / "scheduler" / "scheduler_config.json")
 
     def config(self, component: str) -> dict[str, Any]:
-        """The component's ``config.json``."""
-        return read_json(self.path / component / "config.json")
+        """The component's ``config.json``; old exporters left it out, and every model of theirs is like SD 1.x."""
+        path = self.path / component / "config.json"
+        if path.exists() or self.manifest or self.family != "sd":
+            return read_json(path)
+        cache.warn_once(f"{self.path} lacks a config.json; what it would say is taken from Stable Diffusion 1.5")
+        return {}
 
     @cached_property
     def vae_scale_factor(self) -> int:
         """Pixels per latent cell along one side."""
-        return int(2 ** (len(self.config("vae_decoder")["block_out_channels"]) - 1))
+        return int(2 ** (len(self.config("vae_decoder").get("block_out_channels", (128, 256, 512, 512))) - 1))
 
     @cached_property
     def default_size(self) -> int:
         """The side in pixels that the U-Net was trained for."""
-        return int(self.config("unet").get("sample_size", 64)) * self.vae_scale_factor
+        size = self.config("unet").get("sample_size") or 64
+        return int(max(size) if isinstance(size, list) else size) * self.vae_scale_factor
+
+    @property
+    def clip_skip(self) -> int:
+        """The largest ``clip_skip`` for which an exported text encoder has an output; 0 where nobody says."""
+        return int(self.manifest.get("clip_skip", 0)) if self.manifest else 0
 
     @cached_property
     def key(self) -> str | None:
@@ -172,10 +192,26 @@ def _choose_variant(folder: Path, precision: str | None) -> Path:
 
 
 def _family(folder: Path, index: Mapping[str, Any]) -> str:
-    name = str(index.get("_class_name", "")).removeprefix("OV").removeprefix("ORT")
+    name = EXPORTERS.sub("", str(index.get("_class_name", "")))
+    if index.get("requires_aesthetics_score"):
+        raise ModelError(f"{folder}: SDXL's refiner is not supported: it is told an aesthetic score")
     if name not in FAMILIES:
         raise ModelError(f"{folder}: a {name or 'nameless'} pipeline is not supported; known: {', '.join(FAMILIES)}")
     return FAMILIES[name]
+
+
+def _stored_precision(folder: Path) -> str:
+    """What most of the U-Net's weights are stored as, where there is an IR; ``unknown`` of an ONNX file."""
+    path = folder / "unet" / "openvino_model.xml"
+    if not path.is_file():
+        return UNKNOWN
+    text, sizes = path.read_bytes(), Counter[str]()
+    for kind, size in CONSTANT.findall(text):
+        sizes[kind.decode()] += int(size)
+    most = max(sizes, key=sizes.__getitem__, default="")
+    if most in ("i8", "u8"):
+        return "int8" if b'type="FakeQuantize"' in text else "int8-weights"
+    return {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i4": "int4", "u4": "int4"}.get(most, UNKNOWN)
 
 
 def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -188,6 +224,8 @@ def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     files = manifest.get("files")
     if not isinstance(files, dict) or not isinstance(manifest.get("name"), str) or "precision" not in manifest:
         raise ModelError(f"{path} lacks files, name or precision", hint="export the model again")
+    if not isinstance(manifest.get("clip_skip", 0), int):
+        raise ModelError(f"{path}: clip_skip is {manifest['clip_skip']!r}, not a number", hint="export the model again")
     root = folder.resolve()
     for name, facts in files.items():
         if Path(name).is_absolute() or root not in (folder / name).resolve().parents:

@@ -1,11 +1,14 @@
-"""What this computer is, as far as it says: for reports, never for decisions."""
+"""What this computer is, as far as it says."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 ISA_FLAGS = ("amx_int8", "amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "asimd")
@@ -37,6 +40,82 @@ def peak_rss_mib() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak) / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def resident() -> int | None:
+    """Bytes of memory that this process holds now, files that are mapped among them; None where it cannot be read."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def give_back() -> None:
+    """Return freed memory to the system: of what ONNX Runtime frees, glibc keeps hundreds of MiB."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library, or none that Python can load
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory and swap that this process could ever have; None where it cannot be read."""
+    facts = _meminfo()
+    rooms = [most for most, _ in _control_groups()]
+    if "MemTotal" in facts:
+        rooms.append(facts["MemTotal"] + facts.get("SwapTotal", 0))
+    return min(rooms, default=None)
+
+
+def available_memory() -> int | None:
+    """Bytes that this process could still take before others suffer; None where it cannot be read.
+
+    The least of what the kernel says is available and what each control group, of a container say, has left.
+    """
+    rooms = [most - used for most, used in _control_groups()]
+    available = _meminfo().get("MemAvailable")
+    if available is not None:
+        rooms.append(available)
+    return max(0, min(rooms)) if rooms else None
+
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+NO_LIMIT = 1 << 60
+"""What version 1 of control groups says instead of nothing is near 2**63."""
+
+
+def _meminfo() -> dict[str, int]:
+    """Bytes by name."""
+    try:
+        lines = (PROC / "meminfo").read_text().splitlines()
+        return {name: int(value.split()[0]) << 10 for name, _, value in (line.partition(":") for line in lines)}
+    except (OSError, ValueError, IndexError):
+        return {}
+
+
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """Limit and use, in bytes, of each control group with a limit that this process is in."""
+    for folder, most, used, files in _group_folders():
+        with suppress(OSError, ValueError, IndexError):  # "max", or a group that is not shown to us
+            limit = int((folder / most).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            reclaimable = sum(int(stat.get(f"{files}{kind}_file", 0)) for kind in ("inactive", "active"))
+            if limit < NO_LIMIT:
+                yield limit, int((folder / used).read_text()) - reclaimable
+
+
+def _group_folders() -> Iterator[tuple[Path, str, str, str]]:
+    """Folder, name of the limit, name of the use, and a prefix; the groups that hold a group count, too."""
+    try:
+        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for number, controllers, path in (line.split(":", 2) for line in lines):
+        inner = Path(path.lstrip("/"))
+        if "memory" in controllers.split(","):
+            for group in (inner, *inner.parents):
+                yield CGROUPS / "memory" / group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        elif number == "0":
+            for group in (inner, *inner.parents):
+                yield CGROUPS / group, "memory.max", "memory.current", ""
 
 
 def seconds_since_process_start() -> float | None:

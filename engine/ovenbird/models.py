@@ -113,7 +113,7 @@ def _downloaded(wish: Wish) -> Bundle:
     try:
         with hub.opened(shelf, wish.revision) as repository:
             commit, listing = repository.resolve(wish.revision)
-            there = [name for name in ("", *PRECISIONS) if f"{name}{name and '/'}{INDEX}" in listing]
+            there = [name for name in ("", *PRECISIONS) if _path(name, INDEX) in listing]
             if not there:
                 raise _not_exported(wish, f"no {INDEX}")
             variant = wish.variant(there)
@@ -139,15 +139,16 @@ def _fill(
     wish: Wish, repository: Repository, folder: Path, commit: str, listing: Mapping[str, File], variant: str
 ) -> list[File]:
     """Complete a variant: what is small first, so that what cannot be opened is refused before gigabytes."""
-    place = f"{variant}/" if variant else ""
+    place = _path(variant, "")
     inside = {name.removeprefix(place): file for name, file in listing.items() if name.startswith(place)}
     first = [hub.pick(inside, name, LARGEST_JSON) for name in (INDEX, MANIFEST) if name in inside]
     repository.bring(first, folder, commit)
     bundle = Bundle.open(folder / variant, wish.precision)
     names = [name for name in _listed(bundle) if name != INDEX] if bundle.manifest else [*_chosen(wish, inside)]
     texts = [hub.pick(inside, name, LARGEST_JSON) for name in names if not _is_graph(name)]
-    repository.bring(texts, folder, commit)
     graphs = [hub.pick(inside, name) for name in names if _is_graph(name)]
+    repository.bring([*texts, *(file for file in graphs if file.name.endswith(".xml"))], folder, commit)
+    Bundle.open(folder / variant, wish.precision)  # an IR tells its precision
     hub.require_space(folder, graphs)
     repository.bring(graphs, folder, commit)
     return [*first, *texts, *graphs]
@@ -156,7 +157,7 @@ def _fill(
 def _listed(bundle: Bundle) -> Iterator[str]:
     """What a manifest lists.  Raises ``ModelError`` for a name that no export gives."""
     assert bundle.manifest is not None
-    known = {f"{place}{place and '/'}{name}" for table in (TEXTS, LISTED) for place in table for name in table[place]}
+    known = {_path(place, name) for table in (TEXTS, LISTED) for place in table for name in table[place]}
     for name in bundle.manifest["files"]:
         if name not in known:
             raise ModelError(f"{MANIFEST} lists {name[:64]!r}, which is no file of an exported model")
@@ -166,16 +167,23 @@ def _listed(bundle: Bundle) -> Iterator[str]:
 def _chosen(wish: Wish, listing: Mapping[str, File]) -> Iterator[str]:
     """What the runtime needs of a repository that another tool wrote."""
     for place, names in TEXTS.items():
-        yield from (path for name in names if (path := f"{place}{place and '/'}{name}") in listing and name != INDEX)
-    for component in COMPONENTS:
-        graph = next((kind for kind in FORMATS[wish.runtime] if f"{component}/{kind[0]}" in listing), None)
-        if graph == IR:
-            yield from (f"{component}/{name}" for name in IR)
-        elif graph is not None:
-            yield from (path for name in graph if (path := f"{component}/{name}") in listing)
-        elif component in ("text_encoder", "unet", "vae_decoder"):
-            wanted = " or ".join(f"{component}/{kind[0]}" for kind in FORMATS[wish.runtime])
-            raise _not_exported(wish, f"no {wanted}")
+        graph = _graph(wish, place, listing) if place in COMPONENTS else ()
+        yield from (path for name in (*names, *graph) if (path := _path(place, name)) in listing and path != INDEX)
+
+
+def _graph(wish: Wish, component: str, listing: Collection[str]) -> tuple[str, ...]:
+    """The names of a component's graph; none for one that can be missed, such as a checker that only torch can run."""
+    kinds = FORMATS[wish.runtime]
+    graph = next((kind for kind in kinds if _path(component, kind[0]) in listing), ())
+    if not graph and component in ("text_encoder", "unet", "vae_decoder"):
+        raise _not_exported(wish, "no " + " or ".join(_path(component, kind[0]) for kind in kinds))
+    if graph == IR and _path(component, IR[1]) not in listing:
+        raise ModelError(f"{wish.repo} has no {_path(component, IR[1])}")
+    return graph
+
+
+def _path(place: str, name: str) -> str:
+    return f"{place}/{name}" if place else name
 
 
 def _not_exported(wish: Wish, lacks: str) -> ModelError:

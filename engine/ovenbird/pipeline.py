@@ -14,18 +14,22 @@ import numpy as np
 from PIL import Image
 
 from ovenbird import families, machine, schedulers
-from ovenbird.autoencoder import Autoencoder, Decoded
+from ovenbird.autoencoder import DECODERS, Autoencoder, Decoded
 from ovenbird.backends import Arrays, Backend, Shapes, create
+from ovenbird.budget import KEEP, Cast, Job, Plan, Setting, needs, plan
 from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
 from ovenbird.denoiser import Conditioning, Corner, Latents, Model, beside, guided, rows, tiled
+from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
+from ovenbird.memory import MIB
 from ovenbird.models import open_model
 from ovenbird.noise import Draw, TorchNoise, varied
 from ovenbird.request import LATENT, Request, check_count
 from ovenbird.result import Developing, Picture, Result, Step
-from ovenbird.safety import Checker, SafetyChecker, notice
-from ovenbird.stages import ONE_BY_ONE, TOGETHER, Stages
+from ovenbird.safety import ON, Checker, SafetyChecker, notice
+from ovenbird.sizes import parse_size
+from ovenbird.stages import Stages
 from ovenbird.timing import TimingReport, Timings, middle
 
 if TYPE_CHECKING:
@@ -37,8 +41,6 @@ _TOLD_APART = (*_DRAWN_APART, "blend", "image", "mask_image", "strength")
 _SHOWN_APART = (*_DRAWN_APART, "prompt", "negative_prompt", "to_prompt", "blend")
 """Fields that make no difference to what the U-Net is told of the texts, and to the canvas."""
 AUTOENCODER = ("vae_encoder", "vae_decoder", "tiny_vae_decoder")
-ROUND = 16
-"""Pictures of which all are sampled before the first is decoded, where the U-Net must leave to make room."""
 
 
 class Sheet(NamedTuple):
@@ -80,19 +82,26 @@ class Pipeline:
         timings: Timings | None = None,
         keep: bool = True,
         batch_size: int = 1,
+        max_memory: int | str | None = None,
+        embeddings: Embeddings = NO_EMBEDDINGS,
         vae_tile: int | None = None,
         decoder: str = "full",
         safety_checker: bool = True,
     ) -> None:
         """See ``open``."""
         check_count("batch_size", batch_size)
-        self.bundle, self.backend, self.batch_size = bundle, backend, batch_size
+        self.bundle, self.backend, self.embeddings = bundle, backend, embeddings
+        self.asked = self.setting = Setting("all" if keep else "one stage", batch_size, vae_tile)
+        """How runs are to be made, and how the last one was, which ``max_memory`` may have changed."""
+        self.max_memory = parse_size("max_memory", max_memory) if isinstance(max_memory, str) else max_memory
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
         self.scheduler_overrides = dict(scheduler_config or {})
-        self._stages = Stages(bundle, backend, self.precision, self.timings, TOGETHER if keep else ONE_BY_ONE)
+        groups = KEEP[self.setting.keep].groups
+        self._stages = Stages(bundle, backend, self.precision, self.timings, groups, embeddings.rows)
         self.autoencoder = Autoencoder(bundle, self._component, self._stages.ran, tile=vae_tile, decoder=decoder)
         self.safety_checker = SafetyChecker(bundle, safety_checker, self._checker)
+        self._plan: Plan | None = None
         self._tally: Counter[str] = Counter()
         self._stopped = Event()
 
@@ -110,6 +119,8 @@ class Pipeline:
         timings: Timings | None = None,
         keep: bool = True,
         batch_size: int = 1,
+        max_memory: int | str | None = None,
+        embeddings: Wanted = (),
         vae_tile: int | None = None,
         decoder: str = "full",
         safety_checker: bool = True,
@@ -120,11 +131,13 @@ class Pipeline:
         ``model`` is a name, a folder, or ``OWNER/NAME[@REVISION]`` of an exported model on the Hugging Face Hub, which
         is downloaded; ``offline`` takes what was downloaded before.  ``precision`` chooses the variant of the folder
         (``fp32``, ``fp16``), ``inference_precision`` the arithmetic (``f32``, ``bf16``): None takes what the weights
-        and the processor make best.  ``scheduler_config`` replaces single entries of the folder's own.
+        and the processor make best.  ``scheduler_config`` replaces single entries of the folder's own.  ``embeddings``
+        are files of textual inversion (Gal et al., 2022), which name their words themselves, or word -> file.
 
         Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side.  Pictures
         with a side longer than ``vae_tile`` pixels are decoded and encoded in tiles; the ``tiny`` decoder is for models
-        that have one; without ``safety_checker`` that of the model is not asked.
+        that have one; without ``safety_checker`` that of the model is not asked.  With ``max_memory``, in bytes or as
+        ``"2GiB"``, a run keeps less, draws fewer at a time, or uses tiles, so that it fits: see ``plan``.
 
         Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
@@ -132,6 +145,7 @@ class Pipeline:
         with timings.stage("load"):
             runtime = create(backend, device, threads)
             bundle = open_model(model, precision, backend, offline=offline)
+            words = families.read_embeddings(bundle, embeddings)
             bundle.verify_once()
         return cls(
             bundle,
@@ -141,6 +155,8 @@ class Pipeline:
             timings=timings,
             keep=keep,
             batch_size=batch_size,
+            max_memory=max_memory,
+            embeddings=words,
             vae_tile=vae_tile,
             decoder=decoder,
             safety_checker=safety_checker,
@@ -188,17 +204,55 @@ class Pipeline:
 
         After every ``preview_every`` steps but the last, ``Step.previews`` are what the model takes the pictures for,
         without the noise: by the tiny decoder if the folder has one, else by the one that makes the pictures, which
-        takes time, and memory beside the U-Net.  Raises ``RequestError`` before anything is compiled, ``NumericError``
-        when a result is not finite, ``Cancelled`` after ``cancel``.
+        takes time, and memory beside the U-Net.  Raises ``RequestError`` before anything is compiled, and what ``plan``
+        raises; ``NumericError`` when a result is not finite, ``Cancelled`` after ``cancel``, ``ResourceError`` when
+        memory is short all the same.
         """
         if preview_every is not None:
             check_count("preview_every", preview_every)
-        given = [requests] if isinstance(requests, Request) else requests
-        wishes = [wish.settled(self.bundle.default_size) for wish in given]
+        wishes = self._settled(requests)
         for wish in wishes:
             self._check(wish, self.scheduler(wish))
+        self._prepare(wishes, preview_every is not None)
         self._stopped.clear()
         return self._run(chain.from_iterable(wish.singles() for wish in wishes), preview_every)
+
+    def plan(self, requests: Request | Sequence[Request], *, previews: bool = False) -> Plan | None:
+        """How these requests would be made, and the memory that this takes; None where that cannot be foreseen.
+
+        With ``max_memory`` it is the fastest way that fits; without, there is a warning when memory may not be enough.
+        Raises ``ResourceError``, with the least that would do, when there is no way.
+        """
+        wishes, present = self._settled(requests), self._stages.present
+        facts = (self.bundle, self.backend, self.precision, self._cast(previews))
+        return plan(*facts, self.asked, self._jobs(wishes), self.max_memory, present)
+
+    def _settled(self, requests: Request | Sequence[Request]) -> list[Request]:
+        given = [requests] if isinstance(requests, Request) else requests
+        return [wish.settled(self.bundle.default_size) for wish in given]
+
+    def _prepare(self, wishes: Sequence[Request], previews: bool) -> None:
+        """Plan, and make room for it."""
+        self._plan = self.plan(wishes, previews=previews)
+        self.setting = self._plan.setting if self._plan else self.asked
+        _, self._stages.groups, self._stages.most_shapes = KEEP[self.setting.keep]
+        self.autoencoder.tile = self.setting.vae_tile
+        if self.max_memory is not None:
+            self._stages.release(set(needs(self._cast(previews), self._jobs(wishes), self.setting)))
+
+    def _cast(self, previews: bool) -> Cast:
+        checked = self.safety_checker.state == ON
+        glance = DECODERS[self.autoencoder.quickest] if previews else None
+        return Cast.of(self.bundle, DECODERS[self.autoencoder.decoder], glance, checked)
+
+    def _jobs(self, wishes: Iterable[Request]) -> list[Job]:
+        """Neighbours that can be drawn side by side are one."""
+        alike = groupby(wishes, lambda wish: wish.like(*_SHOWN_APART, "num_images_per_prompt"))
+        found = [list(group) for _, group in alike]
+        return [
+            Job(group[0], sum(len(wish.singles()) for wish in group), 1 + families.guides(self.bundle, group[0]))
+            for group in found
+        ]
 
     def _check(self, wish: Request, scheduler: Scheduler) -> None:
         plain = self._latent_channels
@@ -225,7 +279,7 @@ class Pipeline:
         numbered = enumerate(singles)
         told: dict[Hashable, Conditioning] = {}
         canvases: dict[Hashable, Canvas] = {}
-        while wishes := dict(islice(numbered, self.batch_size if self._stages.together else ROUND)):
+        while wishes := dict(islice(numbered, self.setting.round)):
             passes = {number: wish.passes for number, wish in wishes.items()}
             told = _each(chain.from_iterable(passes.values()), _TOLD_APART, told, self._condition)
             canvases = _each((small for small, *_ in passes.values()), _SHOWN_APART, canvases, self._canvas)
@@ -268,7 +322,7 @@ class Pipeline:
         return found
 
     def _condition(self, wish: Request) -> Conditioning:
-        return families.condition(self.bundle, self._encoder, wish)
+        return families.condition(self.bundle, self._encoder, wish, self.embeddings)
 
     def _canvas(self, wish: Request) -> Canvas:
         return Canvas.of(wish, self._shape(wish), self._unet_channels != self._latent_channels, self.autoencoder.encode)
@@ -276,7 +330,7 @@ class Pipeline:
     def _batches(self, sheets: Sequence[Sheet]) -> Iterator[list[Sheet]]:
         """Neighbours of one kind, so many that they may be drawn side by side."""
         for _, alike in groupby(enumerate(sheets), lambda pair: (pair[1].number - pair[0], pair[1].kind)):
-            while batch := [sheet for _, sheet in islice(alike, self.batch_size)]:
+            while batch := [sheet for _, sheet in islice(alike, self.setting.batch_size)]:
                 yield batch
 
     def _draw(self, sheets: Sequence[Sheet], preview_every: int | None) -> Generator[Step, None, Latents]:
@@ -398,6 +452,7 @@ class Pipeline:
             pictures=self._tally["pictures"],
             previews=self._tally["previews"],
             peak_rss_mib=machine.peak_rss_mib(),
+            planned_peak_mib=self._plan.peak / MIB if self._plan else None,
             runtime=self.backend.name,
             runtime_version=self.backend.version,
             device=self.backend.device,

@@ -32,7 +32,7 @@ MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 4096, 8
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 MAX_IMAGES = 1000
-MAX_CLIP_SKIP = 11  # the smaller text encoder of SD has twelve layers
+MAX_CLIP_SKIP = 22  # the text encoder of SD 2.x has 23 layers
 MAX_SEED = 2**64 - 1
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0  # diffusers' defaults
 LATENT = "latent"
@@ -272,6 +272,10 @@ class Request:
             num_inference_steps=self.hires_steps,
         )
         return small, large
+
+    def sized(self, height: int, width: int) -> Request:
+        """The same wish for pictures of another size."""
+        return self._with(height=height, width=width)
 
     def starting_from(self, image: Image) -> Request:
         """The second of the ``passes``, with the first picture."""

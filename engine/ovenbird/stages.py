@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
-from ovenbird.backends import Arrays, Backend, CompiledModel, Shapes
+from ovenbird.backends import Arrays, Backend, CompiledModel, Rows, Shapes
 from ovenbird.bundle import COMPONENTS, Bundle
+from ovenbird.errors import ResourceError
+from ovenbird.machine import give_back
+from ovenbird.memory import Need
 from ovenbird.timing import Timings
 
+Key = TypeVar("Key", bound=tuple[str, Hashable])
 Groups = Sequence[Collection[str]]
 """Components that may be in memory at the same time."""
 
@@ -19,6 +25,10 @@ ONE_BY_ONE: Groups = (
     ("unet",),
     ("vae_decoder", "tiny_vae_decoder"),
     ("safety_checker",),
+)
+ENCODERS_APART: Groups = (
+    ("text_encoder", "text_encoder_2", "vae_encoder"),
+    ("unet", "vae_decoder", "tiny_vae_decoder", "safety_checker"),
 )
 MOST_SHAPES = 3
 """Of one component, where it may stay; without an end, pictures of many sizes would fill the memory."""
@@ -36,17 +46,31 @@ class Ran(NamedTuple):
 class Stages:
     """The components of a model on a runtime."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, precision: str, timings: Timings, groups: Groups) -> None:
-        self.precision, self.groups = precision, groups
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        precision: str,
+        timings: Timings,
+        groups: Groups,
+        rows: Callable[[str], Rows | None],
+    ) -> None:
+        """``rows``: what a component's table of tokens gets behind its last row."""
+        self.precision, self.groups, self.most_shapes = precision, groups, MOST_SHAPES
         self.ran: dict[str, Ran] = {}
         """Of each component the last that was called for, whether it is still in memory or not."""
-        self._bundle, self._backend, self._timings = bundle, backend, timings
+        self._bundle, self._backend, self._timings, self._rows = bundle, backend, timings, rows
         self._compiled: dict[tuple[str, tuple[Any, ...]], CompiledModel] = {}
 
     @property
-    def together(self) -> bool:
-        """Whether all that a picture needs may stay in memory."""
-        return len(self.groups) == 1
+    def present(self) -> list[Need]:
+        """What is in memory."""
+        return [Need.of(name, dict(shapes)) for name, (_, *shapes) in self._compiled]
+
+    def release(self, all_but: Collection[Need]) -> None:
+        """Let go of what will not be called for."""
+        held = zip(self._compiled, self.present, strict=True)
+        self._drop([key for key, need in held if need not in all_but])
 
     def component(self, name: str, shapes: Shapes, precision: str | None = None) -> Callable[[Arrays], Arrays]:
         """The component for inputs of these shapes, timed at every call.  Raises ``ModelError``.
@@ -58,18 +82,52 @@ class Stages:
         model = self._compiled.pop(key, None) or self._compile(name, shapes, precision)
         self._compiled[key] = model  # the latest is last
         self.ran[name] = Ran(model.cache, model.precision, model.device, frozenset(model.inputs))
-        return self._timings.watch(name, model)
+        return self._timings.watch(name, short_of_memory(name)(model))
 
     def _compile(self, name: str, shapes: Shapes, precision: str) -> CompiledModel:
-        self._make_room(name)
-        with self._timings.stage("compile"):
-            return self._backend.compile(
-                self._bundle.path / name, shapes, precision=precision, cache_key=self._bundle.key
+        self._drop(leaving(self._compiled, name, self.groups, self.most_shapes))
+        with self._timings.stage("compile"), short_of_memory(name):
+            model = self._backend.compile(
+                self._bundle.path / name,
+                shapes,
+                precision=precision,
+                cache_key=self._bundle.key,
+                rows=self._rows(name),
             )
+            give_back()
+        return model
 
-    def _make_room(self, name: str) -> None:
-        beside = {other for group in self.groups if name in group for other in group}
-        same, most = [key for key in self._compiled if key[0] == name], MOST_SHAPES if self.together else 1
-        gone = {key for key in self._compiled if key[0] not in beside} | set(same[: len(same) + 1 - most])
-        for key in gone:
+    def _drop(self, keys: Collection[tuple[str, Any]]) -> None:
+        for key in keys:
             del self._compiled[key]
+        if keys:
+            give_back()
+
+
+def leaving(present: Iterable[Key], name: str, groups: Groups, most_shapes: int) -> set[Key]:
+    """Which of the components that are present, the latest last, leave before ``name`` comes."""
+    beside = {other for group in groups if name in group for other in group}
+    same = [key for key in present if key[0] == name]
+    return {key for key in present if key[0] not in beside} | set(same[: max(0, len(same) + 1 - most_shapes)])
+
+
+NO_MEMORY = re.compile(
+    r"bad.alloc|(failed to|cannot|can't|could not|unable to) alloc|memory allocation|out of memory|"
+    "resource temporarily unavailable",  # no room for one more thread
+    re.IGNORECASE,
+)
+"""How runtimes say it, which have no type of error for it."""
+
+
+@contextmanager
+def short_of_memory(name: str) -> Iterator[None]:
+    """Raises ``ResourceError`` that names the component when a runtime gets no memory."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
+        raise ResourceError(
+            f"{name}: there is not enough memory for it",
+            hint="--max-memory SIZE finds a way to do with less; smaller pictures take less, too",
+        ) from error

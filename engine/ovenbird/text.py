@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,10 @@ from ovenbird.prompts import SYNTAXES, Piece, Sections
 
 TokenIds = NDArray[np.int64]  # (chunks, length)
 Weights = NDArray[np.float32]  # (chunks, length); 1 changes nothing
+
+Words = Mapping[str, tuple[int, ...]]
+"""Words that the vocabulary does not have -> the ids that stand for each."""
+NO_WORDS: Words = {}
 
 # CLIP's own pattern, fixed here: a regular expression is never taken from a model folder.
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -42,6 +46,8 @@ class Token(NamedTuple):
     weight: float
     begin: int
     """Where it begins in its section's text."""
+    part: int = 0
+    """Which of a word's tokens, for one that was added with several."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,14 @@ class PromptTokenizer:
     pad: int
     comma: int | None
     length: int
+    words: Words = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path) -> PromptTokenizer:
-        """Read ``vocab.json`` and ``merges.txt`` (or ``tokenizer.json``).  Raises ``ModelError``."""
+    def open(cls, folder: Path, words: Words = NO_WORDS) -> PromptTokenizer:
+        """Read ``vocab.json`` and ``merges.txt`` (or ``tokenizer.json``).  Raises ``ModelError``.
+
+        The ``words`` are found before anything else, wherever they stand, letter for letter, the longest first.
+        """
         config = _optional_json(folder / "tokenizer_config.json")
         vocabulary, merges = _vocabulary(folder)
         names = {key: _token(config, key, "<|endoftext|>") for key in ("eos_token", "pad_token", "unk_token")}
@@ -69,9 +79,10 @@ class PromptTokenizer:
         if length < 3:
             raise ModelError(f"{folder}: a text of {length} tokens has no room between its start and its end")
         tokenizer = _clip(vocabulary, merges, names)
+        tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
         ids = {key: vocabulary[token] for key, token in names.items()}
         comma = vocabulary.get(COMMA)
-        return cls(tokenizer, ids["bos_token"], ids["eos_token"], ids["pad_token"], comma, length)
+        return cls(tokenizer, ids["bos_token"], ids["eos_token"], ids["pad_token"], comma, length, words)
 
     def __call__(self, prompt: Sections, most: int = 1) -> Tokens:
         """At most so many chunks; what does not fit is cut, with a warning that names the lost text."""
@@ -102,7 +113,9 @@ class PromptTokenizer:
         base = 0
         for text, weight in section:
             found: Encoding = self.tokenizer.encode(text, add_special_tokens=False)
-            tokens += [Token(id, weight, base + span[0]) for id, span in zip(found.ids, found.offsets, strict=True)]
+            for id, name, (begin, _) in zip(found.ids, found.tokens, found.offsets, strict=True):
+                ids = self.words.get(name, (id,))
+                tokens += [Token(each, weight, base + begin, part) for part, each in enumerate(ids)]
             base += len(text)
         return tokens
 
@@ -111,6 +124,8 @@ class PromptTokenizer:
         full = begin + self.room
         if last or len(tokens) <= full or tokens[full].id == self.comma:
             return full
+        if tokens[full].part:
+            return full - tokens[full].part  # a word is not torn apart
         places = range(full, max(full - LOOK_BACK, begin), -1)
         return next((place for place in places if tokens[place - 1].id == self.comma), full)
 
@@ -152,6 +167,11 @@ def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]], names: dict
     special = sorted(set(names.values()))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer
+
+
+def vocabulary(folder: Path) -> Mapping[str, int]:
+    """Token -> its id.  Raises ``ModelError``."""
+    return _vocabulary(folder)[0]
 
 
 def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -104,6 +104,8 @@ class TimingReport:
     """How often it was run again in f32, because what came out was not finite."""
     safety_checker: str = "none"
     threads: int = 0
+    planned_peak_mib: float | None = None
+    """Foreseen before anything was loaded; None where nothing can be."""
     cpu: str = ""
     instruction_sets: list[str] = field(default_factory=list)
 
@@ -130,7 +132,8 @@ class TimingReport:
         yield "save", f"{self.save_s:8.2f} s"
         each = f"   {self.total_s / self.pictures:.2f} s a picture" if self.pictures > 1 else ""
         yield "total", f"{self.total_s:8.2f} s{each}"
-        yield "peak memory", f"{self.peak_rss_mib:8.0f} MiB" if self.peak_rss_mib else "     not measured here"
+        planned = f"   foreseen: {self.planned_peak_mib:.0f}" if self.planned_peak_mib else ""
+        yield "peak memory", f"{self.peak_rss_mib:8.0f} MiB{planned}" if self.peak_rss_mib else "     not measured here"
         elsewhere = ", ".join(sorted({*self.devices.values()} - {self.device}))
         device = f"{self.device} (ran on {elsewhere})" if elsewhere else self.device
         yield "runtime", f"{self.runtime} {self.runtime_version} on {device}, {self.threads} threads"

@@ -188,6 +188,7 @@ def _facts(job: Job, origin: Origin, name: str, tools: dict[str, str]) -> dict[s
         "format": MANIFEST_FORMAT,
         "name": name,
         "family": source.recipe.family,
+        "clip_skip": source.clip_skip,
         "source": {
             "name": origin.name,
             **origin.provenance,

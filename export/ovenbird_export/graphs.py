@@ -19,7 +19,7 @@ from openvino._offline_transformations import apply_moc_transformations
 from optimum.exporters.onnx import model_configs
 
 from ovenbird_export.precisions import Precision, Stored
-from ovenbird_export.recipes import Arrays, Part
+from ovenbird_export.recipes import CLIP_SKIP, Arrays, Part
 
 ONNX_FILE = "model.onnx"
 ONNX_DATA = "model.onnx_data"
@@ -33,6 +33,16 @@ ALIGNMENT = 4096
 """Where a tensor beside the graph may begin, so that it can be mapped."""
 COUNTED = re.compile(r"[A-Z]\w*_\d+(\.\w+)?")
 """Names that OpenVINO gives by counting every node that the process ever made."""
+
+
+class TextWithSkips(model_configs.CLIPTextOnnxConfig):  # type: ignore[misc]
+    """As optimum has it, and behind its outputs those without the last layers, for ``clip_skip``."""
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        skips = range(1, self._config.num_hidden_layers)
+        axes = {0: "batch_size", 1: "sequence_length"}
+        return {**super().outputs, **{f"{CLIP_SKIP}{skip}": axes for skip in skips}}
 
 
 class TextWithProjection(model_configs.CLIPTextWithProjectionOnnxConfig):  # type: ignore[misc]
@@ -73,7 +83,7 @@ class SafetyChecker(model_configs.CLIPVisionModelOnnxConfig):  # type: ignore[mi
         return {name: {0: "batch_size"} for name in ("has_nsfw_concepts", "concept_scores", "special_scores")}
 
 
-OURS = {kind.__name__: kind for kind in (TextWithProjection, TinyDecoder, TinyEncoder, SafetyChecker)}
+OURS = {kind.__name__: kind for kind in (TextWithSkips, TextWithProjection, TinyDecoder, TinyEncoder, SafetyChecker)}
 
 
 def onnx_config(module: torch.nn.Module, part: Part) -> Any:

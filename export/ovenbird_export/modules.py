@@ -17,7 +17,7 @@ from diffusers.pipelines.stable_diffusion import safety_checker
 from ovenbird.errors import ModelError
 from ovenbird_export.components import read_autoencoder
 from ovenbird_export.lora import merge_lora
-from ovenbird_export.recipes import Arrays, Cases, Part
+from ovenbird_export.recipes import CLIP_SKIP, Arrays, Cases, Part
 from ovenbird_export.source import Source
 
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -71,8 +71,17 @@ def adapt(module: Any, part: Part) -> None:
     METHODS[part.method](module)
 
 
-def _forward(_: Any) -> None:
-    pass
+def _clip_skip(module: Any) -> None:
+    # As StableDiffusionPipeline.encode_prompt has it: the norm behind the last layer, on the states of an earlier one.
+    forward, norm = module.forward, module.text_model.final_layer_norm
+
+    def encode(input_ids: Any) -> dict[str, Any]:
+        found = forward(input_ids, output_hidden_states=True)
+        states = found.hidden_states
+        skipped = {f"{CLIP_SKIP}{skip}": norm(states[-skip - 1]) for skip in range(1, len(states) - 1)}
+        return {"last_hidden_state": found.last_hidden_state, "pooler_output": found.pooler_output, **skipped}
+
+    module.forward = encode
 
 
 def _hidden_states(module: Any) -> None:
@@ -131,7 +140,7 @@ def _check(module: Any) -> None:
 
 
 METHODS: dict[str, Callable[[Any], None]] = {
-    "forward": _forward,
+    "clip_skip": _clip_skip,
     "hidden_states": _hidden_states,
     "denoise": _denoise,
     "decode": _decode,

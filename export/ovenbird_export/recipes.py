@@ -243,6 +243,9 @@ NO_OTHER_INPUT: dict[str, tuple[Any, ...]] = {
 }
 AUTOENCODER: dict[str, tuple[Any, ...]] = {"latent_channels": (None, 4), "upsampling_scaling_factor": (None, 2)}
 
+CLIP_SKIP = "clip_skip."
+"""What the text encoder's outputs without its last layers are called, before how many are left out."""
+
 UNET = Part("unet", "unet", "UNet2DConditionModel", "UNetOnnxConfig", "denoise", unet_inputs, 1e-4)
 VAE = (
     Part("vae_decoder", "vae", "AutoencoderKL", "VaeDecoderOnnxConfig", "decode", decoder_inputs, 3e-4),
@@ -272,7 +275,7 @@ SD = Recipe(
     },
     tokenizers={"tokenizer": "text_encoder"},
     parts=(
-        Part("text_encoder", "text_encoder", "CLIPTextModel", "CLIPTextOnnxConfig", "forward", text_inputs, 1e-4),
+        Part("text_encoder", "text_encoder", "CLIPTextModel", "TextWithSkips", "clip_skip", text_inputs, 1e-4),
         UNET,
         *VAE,
         Part(

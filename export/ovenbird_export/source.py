@@ -215,6 +215,12 @@ class Source:
         """How many tokens the text encoder reads at most.  Raises ``ModelError``."""
         return self._number("text_encoder", "max_position_embeddings", 77)
 
+    @property
+    def clip_skip(self) -> int:
+        """How many last layers of its text encoders can be left out at most: all but one.  Raises ``ModelError``."""
+        encoders = self.recipe.tokenizers.values()
+        return min(self._number(encoder, "num_hidden_layers", 12) for encoder in encoders) - 1
+
     @cached_property
     def default_size(self) -> int:
         """The side in pixels that the U-Net was trained for.  Raises ``ModelError``."""

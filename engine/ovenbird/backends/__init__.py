@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.errors import RequestError
+from ovenbird.errors import ModelError, RequestError
 
 Arrays = Mapping[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -23,6 +24,52 @@ class Port:
 
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a text encoder's table of tokens gets behind its last row."""
+
+    values: NDArray[np.float32]  # (rows, D)
+    behind: int
+    """How many rows the table has."""
+
+    @property
+    def table(self) -> tuple[int, int]:
+        """The table's shape, by which it is found in a graph: no other constant that is looked up has it."""
+        return self.behind, self.values.shape[1]
+
+    @property
+    def digest(self) -> str:
+        """A hash that names these numbers and no others."""
+        return hashlib.sha256(repr(self.table).encode() + self.values.tobytes()).hexdigest()
+
+    def stored(self, folder: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The rows in the type that the table is stored in.
+
+        Raises ``ModelError`` when they are too large for it, or it holds no floats.
+        """
+        if dtype.kind != "f":
+            raise ModelError(f"{folder}: its tokens are stored as {dtype}, to which no embedding can be added")
+        with np.errstate(over="ignore"):
+            found = self.values.astype(dtype)
+        if not np.isfinite(found).all():
+            raise ModelError(
+                f"{folder}: an embedding holds numbers that are too large for {dtype}, in which this folder's are",
+                hint="take the variant fp32",
+            )
+        return found
+
+
+def one_table(folder: Path, rows: Rows, tables: list[Any]) -> Any:
+    """The only one, if there is one.  Raises ``ModelError``."""
+    if len(tables) != 1:
+        raise ModelError(
+            f"{folder} has {len(tables)} tables of {rows.table[0]} x {rows.table[1]} numbers that tokens are looked up "
+            "in, not one, so no embedding can be added",
+            hint="export the model again with ovenbird export",
+        )
+    return tables[0]
 
 
 class CompiledModel(Protocol):
@@ -53,16 +100,36 @@ class Backend(Protocol):
     def best_precision(self, stored: str) -> str:
         """The arithmetic to ask for when a folder's weights are stored as ``fp32``, ``fp16`` or ``int8``."""
 
-    def compile(self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None) -> CompiledModel:
-        """Read the component in ``folder``; ``shapes`` fixes its inputs.
+    def compile(
+        self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None, rows: Rows | None = None
+    ) -> CompiledModel:
+        """Read the component in ``folder``; ``shapes`` fixes its inputs, ``rows`` are added to its table of tokens.
 
         Raises ``ModelError`` when the file is absent or cannot be read.
         """
 
 
+def feed(inputs: Arrays, ports: Mapping[str, Port]) -> dict[str, NDArray[Any]]:
+    """Every input as its port wants it.  Raises ``ModelError`` for a graph that takes others."""
+    if inputs.keys() != ports.keys():
+        raise ModelError(
+            f"a graph takes {', '.join(ports)}, and this pipeline has {', '.join(inputs)} for it",
+            hint="its model_index.json or config.json may be another model's",
+        )
+    return {name: fit(inputs[name], port) for name, port in ports.items()}
+
+
 def fit(array: NDArray[Any], port: Port) -> NDArray[Any]:
-    """An array as a port wants it: its type, contiguous, and a lone number with as many axes as declared."""
+    """An array as a port wants it: its type, contiguous, and a lone number with as many axes as declared.
+
+    Raises ``ModelError`` where a fraction would be lost.
+    """
     cast = np.ascontiguousarray(array, port.dtype)
+    if port.dtype.kind == "i" and array.dtype.kind == "f" and (cast != array).any():
+        raise ModelError(
+            f"a graph takes whole numbers where this sampler has {float(array.flat[0])}",
+            hint="choose another sampler, such as ddim, or export the model again",
+        )
     return cast.reshape((1,) * len(port.shape)) if array.size == 1 else cast
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.backends import Arrays, Port, Shapes, as_float32, fit
+from ovenbird.backends import Arrays, Port, Rows, Shapes, as_float32, feed, one_table
 from ovenbird.errors import MissingExtraError, ModelError, RequestError, ResourceError
 from ovenbird.machine import usable_cores
 
@@ -67,24 +67,31 @@ class OnnxRuntime:
         """Always ``f32``: half-precision weights are widened when the graph is read."""
         return "f32"
 
-    def compile(self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None) -> OnnxRuntimeModel:
+    def compile(
+        self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None, rows: Rows | None = None
+    ) -> OnnxRuntimeModel:
         """See ``Backend.compile``; shapes are left free, which costs this runtime nothing."""
         if precision != "f32":
             raise RequestError(f"precision: onnxruntime runs f32 here, not {precision}")
         path = folder / "model.onnx"
         if not path.is_file():
             raise ModelError(f"{folder} holds no model.onnx", hint="export the model again, or use --backend openvino")
-        session = self._session(path)
+        session = self._session(path, rows)
         if self._place.kind != "cpu":
             _require_provider(session, PROVIDERS[self._place.kind], folder.name)
         return OnnxRuntimeModel(session, self._place)
 
-    def _session(self, path: Path) -> Any:
+    def _session(self, path: Path, rows: Rows | None) -> Any:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
         # Without this, weights in eight bits would make it round what they are multiplied with as well.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        graph: Path | bytes = path
+        if rows is not None:
+            graph = _extended(path, rows)
+            # Where weights beside the graph are, for one that comes from no file.
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         settings = {}
         if self._place.kind == "cuda":
             # In TF32, which is its default, float32 would not be float32.
@@ -92,7 +99,7 @@ class OnnxRuntime:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             return ort.InferenceSession(
-                path, options, providers=[(PROVIDERS[self._place.kind], settings)], enable_fallback=0
+                graph, options, providers=[(PROVIDERS[self._place.kind], settings)], enable_fallback=0
             )
         except Exception as error:  # its exceptions share no base of their own
             if "CUDA" in str(error):
@@ -123,8 +130,8 @@ class OnnxRuntimeModel:
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See ``CompiledModel``."""
         binding = self._session.io_binding()
-        for name, port in self.inputs.items():
-            binding.bind_ortvalue_input(name, self._send(name, fit(inputs[name], port)))
+        for name, array in feed(inputs, self.inputs).items():
+            binding.bind_ortvalue_input(name, self._send(name, array))
         for name in self._outputs:
             binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)
@@ -169,3 +176,40 @@ def _operators(session: Any) -> Mapping[str, set[str]]:
 def _port(port: Any) -> Port:
     shape = tuple(size if isinstance(size, int) else None for size in port.shape)
     return Port(shape, np.dtype(DTYPES[port.type]))
+
+
+def _extended(path: Path, rows: Rows) -> bytes:
+    """The graph with a longer table of tokens; ONNX Runtime itself cannot change one."""
+    try:
+        import onnx
+        from onnx import helper, numpy_helper
+    except ImportError as error:
+        raise MissingExtraError("onnx", "onnx") from error
+    try:
+        model = onnx.load(path, load_external_data=False)
+        reader, table = one_table(path, rows, _tables(model.graph, rows))
+        more = rows.stored(path, helper.tensor_dtype_to_np_dtype(table.data_type))
+    except ModelError:
+        raise
+    except Exception as error:  # whatever protobuf and onnx say of a broken file
+        raise ModelError(f"{path} is not an ONNX graph: {error}") from error
+    model.graph.initializer.append(numpy_helper.from_array(more, "ovenbird.rows"))
+    node = helper.make_node("Concat", [table.name, "ovenbird.rows"], ["ovenbird.table"], axis=0)
+    model.graph.node.insert(0, node)
+    reader.input[0] = "ovenbird.table"
+    extended: bytes = model.SerializeToString()
+    return extended
+
+
+def _tables(graph: Any, rows: Rows) -> list[tuple[Any, Any]]:
+    """Tables of the right shape that tokens are looked up in, and who reads each as it is stored."""
+    stored = {tensor.name: tensor for tensor in graph.initializer if tuple(tensor.dims) == rows.table}
+    makers = {name: node for node in graph.node for name in node.output}
+    found = []
+    for node in graph.node:
+        if node.op_type == "Gather":
+            maker = makers.get(node.input[0])
+            reader = maker if maker is not None and maker.op_type == "Cast" else node  # what widens it, or the lookup
+            if reader.input[0] in stored:
+                found.append((reader, stored[reader.input[0]]))
+    return found

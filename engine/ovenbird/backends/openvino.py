@@ -13,9 +13,10 @@ from typing import IO, Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino import opset13 as ops
 
 from ovenbird import compiled
-from ovenbird.backends import Arrays, Port, Shapes, as_float32, fit
+from ovenbird.backends import Arrays, Port, Rows, Shapes, as_float32, feed, one_table
 from ovenbird.backends.devices import parse
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import ModelError, RequestError
@@ -43,18 +44,20 @@ class OpenVINO:
 
         Else, and where several devices may run, ``f32``.
         """
-        if stored == "fp32" or self._device.is_virtual:
+        if stored in ("fp32", "unknown") or self._device.is_virtual:
             return "f32"
         wish, name = ("BF16", "bf16") if self.device == "cpu" else ("FP16", "f16")
         return name if wish in self.core.get_property(self._device.name, "OPTIMIZATION_CAPABILITIES") else "f32"
 
-    def compile(self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None) -> OpenVINOModel:
+    def compile(
+        self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None, rows: Rows | None = None
+    ) -> OpenVINOModel:
         """See ``Backend.compile``.  A folder with only ``model.onnx`` is read too."""
         properties = self._properties(precision)
-        facts = self._facts(cache_key, folder, shapes, properties) if cache_key else None
+        facts = self._facts(cache_key, folder, shapes, properties, rows) if cache_key else None
         if facts and (found := self._load(facts, properties)):
             return found
-        model = self._read(folder, shapes)
+        model = self._read(folder, shapes, rows)
         # Taken before compiling, which may give a port the name of a tensor inside.
         ports = _names(model.inputs), _names(model.outputs)
         runs = self._compile(model, properties, folder)
@@ -71,7 +74,9 @@ class OpenVINO:
             processor["INFERENCE_NUM_THREADS"] = self._threads
         return properties | ({"DEVICE_PROPERTIES": {"CPU": processor}} if self._device.is_virtual else processor)
 
-    def _facts(self, model: str, folder: Path, shapes: Shapes, properties: Mapping[str, Any]) -> dict[str, Any]:
+    def _facts(
+        self, model: str, folder: Path, shapes: Shapes, properties: Mapping[str, Any], rows: Rows | None
+    ) -> dict[str, Any]:
         """All that a compiled model depends on."""
         devices = {name: self.core.get_property(name, "FULL_DEVICE_NAME") for name in self._device.members}
         return {
@@ -84,6 +89,7 @@ class OpenVINO:
             "device": self.device,
             "devices": devices,
             "instruction_sets": instruction_sets(),
+            "rows": rows and rows.digest,
             "isa_limit": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
         }
 
@@ -102,11 +108,13 @@ class OpenVINO:
             found.drop_pages()
         return OpenVINOModel(runs, *found.facts["ports"], cached="hit", blob=found.blob)
 
-    def _read(self, folder: Path, shapes: Shapes) -> ov.Model:
+    def _read(self, folder: Path, shapes: Shapes, rows: Rows | None) -> ov.Model:
         path = _graph_file(folder)
         with _as_model_error(path):
             model = self.core.read_model(path)
             _take_fractions(model)
+            if rows is not None:
+                _append(model, rows, path)
             model.reshape({port: _static(port, shapes) for port in model.inputs})
         return model
 
@@ -141,8 +149,7 @@ class OpenVINOModel:
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See ``CompiledModel``."""
-        cast = {name: fit(inputs[name], port) for name, port in self.inputs.items()}
-        results = self._request.infer(list(cast.values()))
+        results = self._request.infer(list(feed(inputs, self.inputs).values()))
         return {name: as_float32(np.array(results[index])) for index, name in enumerate(self._outputs)}
 
 
@@ -189,9 +196,9 @@ def _keep(facts: Mapping[str, Any], ports: Sequence[list[str]], runs: ov.Compile
 
 
 def _model_name(folder: Path) -> str:
-    """What a listing of the cache calls it."""
+    """What a listing of the cache calls it: what its manifest says, or the end of its path, which may be a commit."""
     if not (folder / MANIFEST).is_file():
-        return folder.name
+        return f"{folder.parent.name}/{folder.name[:12]}"
     manifest = read_json(folder / MANIFEST)
     return f"{manifest.get('name')} {manifest.get('precision')}"
 
@@ -230,6 +237,27 @@ def _take_fractions(model: ov.Model) -> None:
         if "timestep" in parameter.output(0).names:
             parameter.set_element_type(ov.Type.f32)
     model.validate_nodes_and_infer_types()
+
+
+def _append(model: ov.Model, rows: Rows, path: Path) -> None:
+    """Make its table of tokens longer."""
+    wanted = ov.PartialShape(list(rows.table))
+    lookups = [node.input(0) for node in model.get_ops() if node.get_type_name() == "Gather"]
+    port = one_table(path, rows, [port for port in lookups if port.get_partial_shape() == wanted])
+    stored = port
+    while _source(stored).get_type_name() == "Convert":
+        stored = _source(stored).input(0)
+    if _source(stored).get_type_name() == "Constant" and stored.get_element_type().is_real():
+        # A constant again: OpenVINO keeps that in half, and would widen anything that is made of one.
+        table = _source(stored).data
+        stored.replace_source_output(ops.constant(np.concatenate([table, rows.stored(path, table.dtype)])).output(0))
+    else:  # eight bits, which become numbers on the way
+        more = ops.constant(rows.stored(path, port.get_element_type().to_dtype()))
+        port.replace_source_output(ops.concat([port.get_source_output(), more], 0).output(0))
+
+
+def _source(port: Any) -> Any:
+    return port.get_source_output().get_node()
 
 
 def _static(port: Any, shapes: Shapes) -> list[int]:

@@ -60,6 +60,7 @@ def facts(pipeline: Pipeline, picture: Picture) -> Mapping[str, Any]:
         "model": pipeline.bundle.name,
         "model_key": pipeline.bundle.key,
         "weights": pipeline.bundle.precision,
+        "embeddings": pipeline.embeddings.facts(),
         "scheduler_config": pipeline.scheduler_overrides,
         "backend": f"{pipeline.backend.name} {pipeline.backend.version}",
         "device": pipeline.backend.device,
@@ -102,7 +103,11 @@ def _announce(pipeline: Pipeline, requests: Sequence[Request]) -> None:
     else:
         state = "" if pipeline.bundle.manifest else ", unverified: it has no ovenbird.json"
         click.echo(f"model: {pipeline.bundle.name} ({pipeline.bundle.precision}{state})", err=True)
+    for word in pipeline.embeddings.words:
+        click.echo(f"embedding: {word.word} from {word.file}", err=True)
     click.echo(f"seed: {requests[0].seed}", err=True)
+    if pipeline.max_memory is not None:
+        click.echo(f"memory: {pipeline.plan(requests)}", err=True)
 
 
 def _with_progress(events: Iterator[Step | Picture], quiet: bool) -> Iterator[Picture]:

@@ -148,11 +148,24 @@ RUNNING: Sequence[Option] = (
         help="A name, the folder of an exported model, or OWNER/NAME[@REVISION] of one on the Hugging Face Hub.",
     ),
     click.option("--offline", is_flag=True, help="Take a model of the Hub from what was downloaded before."),
-    click.option("--precision", type=click.Choice(PRECISIONS), help="Variant of the model.  [default: the best]"),
+    click.option(
+        "--precision", type=click.Choice(PRECISIONS), help="Variant of the model.  [default: the first of these it has]"
+    ),
+    click.option(
+        "--embedding",
+        multiple=True,
+        metavar="FILE[:WORD]",
+        help="A word for prompts, from a .safetensors file of textual inversion; several times for several.",
+    ),
     click.option("--backend", type=click.Choice(list(BACKENDS)), default="openvino", help="Runtime."),
     click.option("--device", default="cpu", help="Device of the runtime."),
     click.option("--threads", type=int, help="Processor threads.  [default: every core]"),
     click.option("--batch-size", type=int, default=1, help="Pictures to draw side by side; takes memory."),
+    click.option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Stay within this much memory, such as 2GiB, or say what is needed.  [default: no limit]",
+    ),
     click.option(
         "--vae-tile",
         type=int,
@@ -231,6 +244,8 @@ def pipeline_of(typed: Typed, timings: Timings) -> Pipeline:
             threads=typed["threads"],
             precision=typed["precision"],
             batch_size=typed["batch_size"],
+            max_memory=typed["max_memory"],
+            embeddings=typed["embedding"],
             vae_tile=typed["vae_tile"],
             decoder=typed["decoder"],
             safety_checker=not typed["no_safety_checker"],

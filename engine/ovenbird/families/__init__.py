@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ovenbird.bundle import Bundle
 from ovenbird.denoiser import Conditioning, rows
+from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import RequestError
 from ovenbird.families import sd, sdxl
 from ovenbird.families.texts import Encoders
@@ -21,19 +22,27 @@ from ovenbird.request import CONDITIONS, Request
 class Family:
     """How one family is told about a request."""
 
-    condition: Callable[[Bundle, Encoders, Request, bool], Conditioning]
-    """(bundle, text encoders, settled request, whether to guide) -> inputs of the U-Net, a row for each text."""
+    condition: Callable[[Bundle, Encoders, Request, bool, Embeddings], Conditioning]
+    """(bundle, text encoders, settled request, whether to guide, words that were added) -> inputs of the U-Net, a row
+    for each text."""
     deepest_skip: Callable[[Bundle], int]
     """The largest ``clip_skip`` that its text encoders can do."""
+    vectors: Mapping[str, str]
+    """Tensor of a file of textual inversion -> the text encoder that it is for."""
     at: Callable[[Conditioning, int, int], Conditioning] = lambda told, top, left: told
     """(inputs of the U-Net, top, left) -> those for a tile of the picture that begins at these pixels."""
 
 
 FAMILIES = {
-    "sd": Family(sd.condition, sd.deepest_skip),
-    "sdxl": Family(sdxl.condition, sdxl.deepest_skip, sdxl.at),
+    "sd": Family(sd.condition, sd.deepest_skip, sd.VECTORS),
+    "sdxl": Family(sdxl.condition, sdxl.deepest_skip, sdxl.VECTORS, sdxl.at),
 }
 """By ``Bundle.family``."""
+
+
+def read_embeddings(bundle: Bundle, wanted: Wanted) -> Embeddings:
+    """Words for the model's text encoders, from files.  Raises ``RequestError`` and ``ModelError``."""
+    return Embeddings.open(bundle, FAMILIES[bundle.family].vectors, wanted)
 
 
 def check(bundle: Bundle, wish: Request) -> None:
@@ -42,9 +51,10 @@ def check(bundle: Bundle, wish: Request) -> None:
     deepest = FAMILIES[bundle.family].deepest_skip(bundle) if wish.clip_skip else 0
     if wish.clip_skip > deepest:
         able = f"can leave out {deepest}" if deepest else "gives nothing but what its last layer makes"
+        again = "" if deepest else "; a new export may give more: ovenbird export SOURCE FOLDER"
         raise RequestError(
             f"clip_skip: {wish.clip_skip} is too many: a text encoder of {bundle.name} {able}",
-            hint=f"the nearest is {deepest}",
+            hint=f"the nearest is {deepest}{again}",
         )
 
 
@@ -54,14 +64,20 @@ def _check_conditions(bundle: Bundle, wish: Request) -> None:
             raise RequestError(f"{name}: {bundle.name} is not told of sizes", hint="leave it out; it is for SDXL alone")
 
 
-def condition(bundle: Bundle, encoders: Encoders, wish: Request) -> Conditioning:
+def guides(bundle: Bundle, wish: Request) -> bool:
+    """Whether the U-Net runs for the negative prompt, too."""
+    return wish.guidance_scale > 1 and not bundle.config("unet").get("time_cond_proj_dim")
+
+
+def condition(
+    bundle: Bundle, encoders: Encoders, wish: Request, embeddings: Embeddings = NO_EMBEDDINGS
+) -> Conditioning:
     """Every input of the U-Net but latents and timestep: a row for each text, the negative first, if there is guidance.
 
     A distilled model (LCM, Luo et al., 2023) has learned guidance: it is told the scale, and its one row is enough.
     """
     width = bundle.config("unet").get("time_cond_proj_dim")
-    guide = wish.guidance_scale > 1 and not width
-    told = FAMILIES[bundle.family].condition(bundle, encoders, wish, guide)
+    told = FAMILIES[bundle.family].condition(bundle, encoders, wish, guides(bundle, wish), embeddings)
     if not width:
         return told
     return {**told, "timestep_cond": np.repeat(guidance_embedding(wish.guidance_scale, width), rows(told), axis=0)}

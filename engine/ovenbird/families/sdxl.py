@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ovenbird.backends import Arrays
 from ovenbird.bundle import Bundle
 from ovenbird.denoiser import Conditioning
+from ovenbird.embeddings import Embeddings
 from ovenbird.errors import ModelError
 from ovenbird.families.texts import Encoders, States, encode, read, weighed
 from ovenbird.request import Request
@@ -18,6 +19,8 @@ from ovenbird.text import Tokens
 Encoded = tuple[States, NDArray[np.float32]]  # hidden states (1, 77 a chunk, D), summary (1, P)
 HIDDEN = "hidden_states."
 PARTS = ("", "_2")
+VECTORS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+"""Tensor of a file of textual inversion -> the text encoder that it is for."""
 
 
 def deepest_skip(bundle: Bundle) -> int:
@@ -25,14 +28,14 @@ def deepest_skip(bundle: Bundle) -> int:
     return min(int(bundle.config(f"text_encoder{part}")["num_hidden_layers"]) for part in PARTS) - 1
 
 
-def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool) -> Conditioning:
+def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool, embeddings: Embeddings) -> Conditioning:
     """``encoder_hidden_states`` (N, 77 a chunk, D1 + D2), ``text_embeds`` (N, P), ``time_ids`` (N, 6); a row a text.
 
     Without a negative prompt its half is all zeros where ``model_index.json`` says so, as the model was trained.
     """
     zeros = not wish.texts[0] and bool(bundle.index.get("force_zeros_for_empty_prompt"))
     prompts = wish.texts if guide and not zeros else wish.texts[1:]
-    tokens = read(bundle, [f"tokenizer{part}" for part in PARTS], prompts, wish)
+    tokens = read(bundle, PARTS, prompts, wish, embeddings)
     # In diffusers, too, the negative prompt goes through every layer.
     skips = [0] * (guide and not zeros) + [wish.clip_skip] * len(wish.texts[1:])
     rows = [encoded(encoders, each, skip) for each, skip in zip(tokens, skips, strict=True)]

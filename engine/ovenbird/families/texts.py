@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ovenbird.backends import Arrays
 from ovenbird.bundle import Bundle
+from ovenbird.embeddings import Embeddings
 from ovenbird.errors import NumericError
 from ovenbird.request import Request
 from ovenbird.text import PromptTokenizer, Tokens, Weights, tokenize
@@ -19,9 +20,17 @@ Encoders = Callable[[str], Encoder]
 States = NDArray[np.float32]  # (1, tokens, D)
 
 
-def read(bundle: Bundle, tokenizers: Sequence[str], prompts: Sequence[str], wish: Request) -> list[list[Tokens]]:
-    """For each prompt its tokens by each tokenizer of the folder, all in equally many chunks."""
-    opened = [PromptTokenizer.open(bundle.path / name) for name in tokenizers]
+def read(
+    bundle: Bundle, parts: Sequence[str], prompts: Sequence[str], wish: Request, embeddings: Embeddings
+) -> list[list[Tokens]]:
+    """For each prompt its tokens by each of the folder's tokenizers, all in equally many chunks.
+
+    A part is how the names of tokenizer and text encoder end.
+    """
+    opened = [
+        PromptTokenizer.open(bundle.path / f"tokenizer{part}", embeddings.tokens(f"text_encoder{part}"))
+        for part in parts
+    ]
     return tokenize(opened, prompts, wish.prompt_syntax)
 
 
