@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from benchmarks import attributes, cache, export, gallery, matrix, parity, record, start, tables
+from benchmarks import attributes, cache, export, gallery, matrix, memory, parity, record, start, tables
 from ovenbird import Pipeline
 from ovenbird.backends import BACKENDS
 from ovenbird.bundle import COMPONENTS
