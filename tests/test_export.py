@@ -38,7 +38,7 @@ pytestmark = [
 
 PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 PORTS = {
-    "text_encoder": ({"input_ids"}, {"last_hidden_state", "pooler_output"}),
+    "text_encoder": ({"input_ids"}, {"last_hidden_state", "pooler_output", "clip_skip.1"}),
     "unet": ({"sample", "timestep", "encoder_hidden_states"}, {"out_sample"}),
     "vae_decoder": ({"latent_sample"}, {"sample"}),
     "vae_encoder": ({"sample"}, {"latent_parameters"}),

@@ -215,6 +215,15 @@ def test_the_key_of_a_foreign_repository_is_that_of_its_bytes(hub: FakeHub) -> N
     assert open_model(f"{REPO}@another").key == first.key
 
 
+def test_another_precision_is_refused_before_its_weights_travel(hub: FakeHub) -> None:
+    graph = b'<data element_type="f16" shape="1" offset="0" size="2" />'
+    hub.commit(foreign(*IR) | {"unet/openvino_model.xml": graph})
+    with pytest.raises(RequestError, match="is fp16, not int8"):
+        open_model(REPO, "int8")
+    assert not hub.names("cdn")
+    assert open_model(REPO, "fp16").precision == "fp16"
+
+
 def test_another_runtime_fetches_what_it_lacks(hub: FakeHub) -> None:
     hub.commit(foreign(*IR, *ONNX))
     open_model(REPO)

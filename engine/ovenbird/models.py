@@ -146,8 +146,9 @@ def _fill(
     bundle = Bundle.open(folder / variant, wish.precision)
     names = [name for name in _listed(bundle) if name != INDEX] if bundle.manifest else [*_chosen(wish, inside)]
     texts = [hub.pick(inside, name, LARGEST_JSON) for name in names if not _is_graph(name)]
-    repository.bring(texts, folder, commit)
     graphs = [hub.pick(inside, name) for name in names if _is_graph(name)]
+    repository.bring([*texts, *(file for file in graphs if file.name.endswith(".xml"))], folder, commit)
+    Bundle.open(folder / variant, wish.precision)  # an IR tells its precision
     hub.require_space(folder, graphs)
     repository.bring(graphs, folder, commit)
     return [*first, *texts, *graphs]

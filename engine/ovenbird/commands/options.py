@@ -148,7 +148,9 @@ RUNNING: Sequence[Option] = (
         help="A name, the folder of an exported model, or OWNER/NAME[@REVISION] of one on the Hugging Face Hub.",
     ),
     click.option("--offline", is_flag=True, help="Take a model of the Hub from what was downloaded before."),
-    click.option("--precision", type=click.Choice(PRECISIONS), help="Variant of the model.  [default: the best]"),
+    click.option(
+        "--precision", type=click.Choice(PRECISIONS), help="Variant of the model.  [default: the first of these it has]"
+    ),
     click.option(
         "--embedding",
         multiple=True,
