@@ -89,7 +89,8 @@ def _component(pipeline: Pipeline, case: Case) -> tuple[int, Callable[[], object
     def work() -> None:
         stages = Stages(bundle, pipeline.backend, pipeline.precision, pipeline.timings, TOGETHER, lambda _: None)
         inputs = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-        stages.component(need.component, shapes)(inputs | {"timestep": np.ones(1, np.float32)})
+        more = {"timestep": np.ones(1, np.float32)} if need.component == "unet" else {}
+        stages.component(need.component, shapes)(inputs | more)
 
     return foreseen, work
 
