@@ -415,12 +415,15 @@ from pathlib import Path
 import numpy as np
 from ovenbird.backends import create
 backend = create("openvino")
+def found():
+    return backend.compile(Path("unet"), {"ids": (1, 4)}, precision="f32", cache_key="one").cache
 if os.geteuid() == 0:
+    found()  # the packages may lie where only root can read: what is needed of them is read before
     os.setuid(65534)  # for whom the folder is as closed as for others its mode says
 try:
     Path("cache/compiled/x").touch()
 except PermissionError:
-    print(backend.compile(Path("unet"), {"ids": (1, 4)}, precision="f32", cache_key="one").cache)
+    print(found())
 """
 
 
