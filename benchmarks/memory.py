@@ -46,14 +46,17 @@ def cases(pipeline: Pipeline) -> Iterator[Case]:
 
 
 def label(case: Case) -> str:
+    """Of one measurement."""
+    return f"{case['runtime']} {case['precision']}, cache {case['cache']}: {what(case)}"
+
+
+def what(case: Case) -> str:
     """What is measured, for people."""
     if "component" in case:
-        what = f"{case['component']} {'x'.join(map(str, case['shape']))}"
-    else:
-        many = f"{case['pictures']} pictures, {case['batch_size']} at a time" if case["pictures"] > 1 else "a picture"
-        larger = f" times {case['hires_scale']}" if "hires_scale" in case else ""
-        what = f"{many} of {case['side']}x{case['side']}{larger}: {KEEP[case['keep']].label}"
-    return f"{case['runtime']} {case['precision']}, cache {case['cache']}: {what}"
+        return f"{case['component']} {'x'.join(map(str, case['shape']))}"
+    many = f"{case['pictures']} pictures, {case['batch_size']} at a time" if case["pictures"] > 1 else "a picture"
+    larger = f", then {case['hires_scale']} times that" if "hires_scale" in case else ""
+    return f"{many} of {case['side']}x{case['side']}{larger}: {KEEP[case['keep']].label}"
 
 
 def measure(folder: Path, backend: str, precision: str, case: Case) -> Iterator[Case]:

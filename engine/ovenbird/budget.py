@@ -105,10 +105,10 @@ class Plan:
 
     def __str__(self) -> str:
         setting = self.setting
-        side = "one picture" if setting.batch_size == 1 else f"{setting.batch_size} pictures"
-        tiles = f"; decoded in tiles of {setting.vae_tile} pixels" if setting.vae_tile else ""
+        many = "one picture" if setting.batch_size == 1 else f"up to {setting.batch_size} pictures"
+        tiles = f"; larger ones decoded in tiles of {setting.vae_tile} pixels" if setting.vae_tile else ""
         of = f" of {show_size(self.limit)}" if self.limit else ""
-        return f"{KEEP[setting.keep].label}; {side} at a time{tiles}; about {show_size(self.peak)}{of}"
+        return f"{KEEP[setting.keep].label}; {many} at a time{tiles}; about {show_size(self.peak)}{of}"
 
 
 def needs(cast: Cast, jobs: Sequence[Job], setting: Setting) -> Iterator[Need]:
