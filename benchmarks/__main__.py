@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from benchmarks import attributes, cache, export, gallery, matrix, memory, parity, record, start, tables
+from benchmarks import attributes, cache, export, gallery, matrix, memory, parity, record, start, tables, tiling
 from ovenbird import Pipeline
 from ovenbird.backends import BACKENDS
 from ovenbird.bundle import COMPONENTS
@@ -142,6 +142,14 @@ def gallery_() -> None:
         path = gallery.DOCS / f"{name}.png"
         picture(pipeline).save(path)
         click.echo(f"{path}  {path.stat().st_size // 1024} KiB")
+
+
+@main.command("tiling")
+@click.option("--pictures", default=8, show_default=True)
+def tiling_(pictures: int) -> None:
+    """Differences between pictures decoded in tiles and in one piece."""
+    rows = tiling.measure(pictures, lambda row: click.echo(row, err=True))
+    record.write("tiling", {"pictures": pictures, "rows": rows})
 
 
 @main.command("tables")

@@ -126,7 +126,24 @@ def memory() -> str:
     return _table(["model", "run", "cache", "foreseen", "measured"], rows)
 
 
+def tiling() -> str:
+    """How far pictures in tiles are from whole ones."""
+    rows = [
+        [
+            f"{row['size']}",
+            f"{row['tile']}",
+            f"{row['seams_mean']:.1f}",
+            f"{row['seams_worst_mean']:.1f}",
+            str(row["seams_most"]),
+            f"{row['alone']['seams_mean']:.1f}",
+        ]
+        for row in read("tiling")["rows"]
+    ]
+    return _table(["picture", "tile", "mean", "worst picture", "largest", "mean of tiles alone"], rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "tiling": tiling,
     "samplers": samplers,
     "figures": figures,
     "scores": scores,

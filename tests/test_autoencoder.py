@@ -40,8 +40,8 @@ class Halving:
     def __init__(self, pipeline: Pipeline, broken: str, always: bool = False) -> None:
         self.compiled, self.broken, self.always = pipeline.backend.compile, broken, always
 
-    def __call__(self, folder: Path, shapes: Any, *, precision: str, cache_key: str | None) -> Any:
-        model = self.compiled(folder, shapes, precision="f32", cache_key=cache_key)
+    def __call__(self, folder: Path, shapes: Any, *, precision: str, cache_key: str | None, rows: None) -> Any:
+        model = self.compiled(folder, shapes, precision="f32", cache_key=cache_key, rows=rows)
         broken = folder.name == self.broken and (precision == "bf16" or self.always)
         return Half(model, precision, broken)
 

@@ -324,3 +324,18 @@ def test_whole_trajectories_agree_on_nestling(nestlings_unet: Any, name: str) ->
         eta=eta,
     )
     assert relative(got, expected) < 1e-4
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_a"])
+def test_the_estimate_is_what_diffusers_calls_the_original_sample(name: str, prediction: str) -> None:
+    config = config_of(name, prediction_type=prediction)
+    reference, generator = theirs(config, 6), torch.Generator().manual_seed(3)
+    latents = TorchNoise(0)(SHAPE) * np.float32(float(reference.init_noise_sigma))
+    calls = from_config(config).steps(toy, latents, 6, noise=partial(TorchNoise(3), SHAPE))
+    x = torch.from_numpy(latents)
+    for t, call in zip(reference.timesteps, calls, strict=True):
+        output = toy(reference.scale_model_input(x, t), t.item())
+        given = {"generator": generator} if name != "ddim" else {}
+        x, original = reference.step(output, t, x, return_dict=False, **given)
+        assert relative(call.clean, original.numpy()) < 1e-5
