@@ -113,14 +113,14 @@ def memory() -> str:
     """Whole pictures: what was foreseen, and what was measured."""
     rows = [
         [
-            f"{model}, {row['runtime']}, {row['precision']}",
+            f"{model}, {row['precision']}",
             memory_label(row),
             row["cache"],
             f"{row['foreseen_mib'] / 1024:.2f} GiB",
             f"{row['measured_mib'] / 1024:.2f} GiB",
         ]
         for model, found in read("memory").items()
-        for row in found.values()
+        for row in found["runs"].values()
         if "keep" in row and "measured_mib" in row
     ]
     return _table(["model", "run", "cache", "foreseen", "measured"], rows)
