@@ -145,7 +145,7 @@ def watch(folder: Path, report: Path) -> None:
             print(json.dumps([moment, conditions(folder)]), file=file)
 
     def echo(text: object = None, **options: Any) -> None:
-        if options.get("nl") is False:
+        if str(text).endswith(" ... "):
             tell(str(text))
         real_echo(text, **options)
 

@@ -419,15 +419,19 @@ def test_e6_a_bogus_cache_costs_openvino_one_warning(tmp_path: Path, monkeypatch
 READ_ONLY = """
 import os, sys
 from pathlib import Path
-import numpy as np
 from ovenbird.backends import create
-backend = create("openvino")
+def closed(event, args):
+    changes = event in ("os.mkdir", "os.remove", "os.rename", "os.utime", "os.chmod", "os.truncate")
+    if changes or event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        if "cache/" in str(args[0]):
+            raise PermissionError(13, "Permission denied", args[0])
 if os.geteuid() == 0:
-    os.setuid(65534)  # for whom the folder is as closed as for others its mode says
+    sys.addaudithook(closed)  # modes do not hold root back, and who is not root may not read its packages
 try:
     Path("cache/compiled/x").touch()
 except PermissionError:
-    print(backend.compile(Path("unet"), {"ids": (1, 4)}, precision="f32", cache_key="one").cache)
+    compile = create("openvino").compile
+    print(compile(Path("unet"), {"ids": (1, 4)}, precision="f32", cache_key="one").cache)
 """
 
 

@@ -20,7 +20,9 @@ from ovenbird.denoiser import spread
 Field = NDArray[np.float32]  # (N, C, H, W)
 Component = Callable[[Arrays], Arrays]
 
-COARSE = 8  # blocks along a tile's side, the finest of what the small picture decides
+COARSE = 8
+"""Blocks along a tile's side, the finest of what the small picture decides: of 4, 6, 8 and 12 the nearest to whole
+pictures by nestling in tiles of half their side.  Wider overlaps than ``spread`` has bring nothing there."""
 
 
 def tile_shape(shape: tuple[int, ...], side: int | None) -> tuple[int, ...]:
