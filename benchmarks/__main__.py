@@ -111,13 +111,14 @@ def memory_(folder: Path, backend: str, kinds: tuple[str, ...], only: tuple[str,
     """The most memory of components and of whole pictures, next to what was foreseen: half an hour at full size."""
     figures = record.read("memory")
     pipeline = Pipeline.open(folder, backend)
-    rows = figures.setdefault(f"{pipeline.bundle.name} {pipeline.bundle.precision}", {})
+    known = figures.setdefault(f"{pipeline.bundle.name} {pipeline.bundle.precision}, {backend}", {"runs": {}})
+    known["components"] = memory.facts(pipeline)
     for kind in kinds or ("f32",):
         for case in memory.cases(pipeline):
             if not only or case.get("component", "pictures") in only:
                 for found in memory.measure(folder, backend, kind, case):
                     label = memory.label(found)
-                    rows[label] = found
+                    known["runs"][label] = found
                     measured = f"{found['measured_mib']:6d} MiB {found['ratio']:6.2f}" if "ratio" in found else "-"
                     click.echo(f"{label:<90} {found['foreseen_mib']:6d} {measured}")
                 record.write("memory", figures)

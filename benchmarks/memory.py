@@ -16,12 +16,22 @@ import numpy as np
 
 from ovenbird import Pipeline, Request, machine
 from ovenbird.budget import KEEP, Setting, foresee
+from ovenbird.bundle import COMPONENTS
 from ovenbird.memory import MIB, Foresight, Need
 from ovenbird.stages import TOGETHER, Stages
 
 Case = dict[str, Any]
 MOST = 0.9
 """Of the memory that is available: what takes more is foreseen and not tried."""
+CONFIG = (
+    "block_out_channels",
+    "down_block_types",
+    "layers_per_block",
+    "num_attention_heads",
+    "attention_head_dim",
+    "mid_block_add_attention",
+)
+"""What matters of a config."""
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -46,14 +56,28 @@ def cases(pipeline: Pipeline) -> Iterator[Case]:
 
 
 def label(case: Case) -> str:
+    """Of one measurement."""
+    return f"{case['runtime']} {case['precision']}, cache {case['cache']}: {what(case)}"
+
+
+def what(case: Case) -> str:
     """What is measured, for people."""
     if "component" in case:
-        what = f"{case['component']} {'x'.join(map(str, case['shape']))}"
-    else:
-        many = f"{case['pictures']} pictures, {case['batch_size']} at a time" if case["pictures"] > 1 else "a picture"
-        larger = f" times {case['hires_scale']}" if "hires_scale" in case else ""
-        what = f"{many} of {case['side']}x{case['side']}{larger}: {KEEP[case['keep']].label}"
-    return f"{case['runtime']} {case['precision']}, cache {case['cache']}: {what}"
+        return f"{case['component']} {'x'.join(map(str, case['shape']))}"
+    many = f"{case['pictures']} pictures, {case['batch_size']} at a time" if case["pictures"] > 1 else "a picture"
+    larger = f", then {case['hires_scale']} times that" if "hires_scale" in case else ""
+    return f"{many} of {case['side']}x{case['side']}{larger}: {KEEP[case['keep']].label}"
+
+
+def facts(pipeline: Pipeline) -> dict[str, Any]:
+    """What is foreseen from, of each component: so that it can be foreseen again without the model."""
+    foresight = Foresight(pipeline.bundle, pipeline.backend.name, pipeline.precision)
+    there = [name for name in COMPONENTS if (pipeline.bundle.path / name).is_dir()]
+    found = {name: foresight.facts(name) for name in there}
+    return {
+        name: {"config": {key: config[key] for key in CONFIG if key in config}, "weights": weights._asdict()}
+        for name, (config, weights) in found.items()
+    }
 
 
 def measure(folder: Path, backend: str, precision: str, case: Case) -> Iterator[Case]:
@@ -110,8 +134,20 @@ def _shapes(pipeline: Pipeline, need: Need) -> dict[str, tuple[int, ...]]:
 
 
 def _pictures(pipeline: Pipeline, case: Case) -> tuple[int, Callable[[], object]]:
-    pipeline.asked = Setting(case["keep"], case["batch_size"], None)
-    wish = Request(
+    pipeline.asked = setting(case)
+    planned = pipeline.plan(wish(case))
+    assert planned
+    return planned.peak, lambda: pipeline.generate(wish(case))
+
+
+def setting(case: Case) -> Setting:
+    """How pictures are made."""
+    return Setting(case["keep"], case["batch_size"], None)
+
+
+def wish(case: Case) -> Request:
+    """Pictures of one step."""
+    return Request(
         prompt="a lighthouse",
         seed=1,
         num_inference_steps=1,
@@ -121,9 +157,6 @@ def _pictures(pipeline: Pipeline, case: Case) -> tuple[int, Callable[[], object]
         hires_scale=case.get("hires_scale"),
         hires_steps=2 if "hires_scale" in case else None,
     )
-    planned = pipeline.plan(wish)
-    assert planned
-    return planned.peak, lambda: pipeline.generate(wish)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.memory import what as memory_label
 from benchmarks.record import read
 from ovenbird.schedulers import SAMPLERS
 
@@ -108,6 +109,23 @@ def exports() -> str:
     return _table(["export", "time", "memory", "on disk"], rows)
 
 
+def memory() -> str:
+    """Whole pictures: what was foreseen, and what was measured."""
+    rows = [
+        [
+            f"{model}, {row['precision']}",
+            memory_label(row),
+            row["cache"],
+            f"{row['foreseen_mib'] / 1024:.2f} GiB",
+            f"{row['measured_mib'] / 1024:.2f} GiB",
+        ]
+        for model, found in read("memory").items()
+        for row in found["runs"].values()
+        if "keep" in row and "measured_mib" in row
+    ]
+    return _table(["model", "run", "cache", "foreseen", "measured"], rows)
+
+
 def tiling() -> str:
     """How far pictures in tiles are from whole ones."""
     rows = [
@@ -131,6 +149,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "scores": scores,
     "matrix": matrix,
     "exports": exports,
+    "memory": memory,
 }
 DOCUMENTS = (ROOT / "README.md", ROOT / "models" / "nestling" / "README.md")
 

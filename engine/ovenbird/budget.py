@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ovenbird.backends import Backend
 from ovenbird.bundle import Bundle
-from ovenbird.errors import RequestError, ResourceError
+from ovenbird.errors import OvenbirdError, RequestError, ResourceError
 from ovenbird.machine import available_memory, resident, total_memory
 from ovenbird.memory import HABITS, MIB, Cost, Foresight, Need
 from ovenbird.request import LATENT, SIZE_STEP, Request
@@ -105,10 +105,10 @@ class Plan:
 
     def __str__(self) -> str:
         setting = self.setting
-        side = "one picture" if setting.batch_size == 1 else f"{setting.batch_size} pictures"
-        tiles = f"; decoded in tiles of {setting.vae_tile} pixels" if setting.vae_tile else ""
+        many = "one picture" if setting.batch_size == 1 else f"up to {setting.batch_size} pictures"
+        tiles = f"; larger ones decoded in tiles of {setting.vae_tile} pixels" if setting.vae_tile else ""
         of = f" of {show_size(self.limit)}" if self.limit else ""
-        return f"{KEEP[setting.keep].label}; {side} at a time{tiles}; about {show_size(self.peak)}{of}"
+        return f"{KEEP[setting.keep].label}; {many} at a time{tiles}; about {show_size(self.peak)}{of}"
 
 
 def needs(cast: Cast, jobs: Sequence[Job], setting: Setting) -> Iterator[Need]:
@@ -217,8 +217,26 @@ def plan(
             f"max_memory: what {backend.name} takes on {backend.device} cannot be foreseen",
             hint="it can for the processor: --device cpu",
         )
-    foresight = Foresight(bundle, backend.name, precision)
+    try:
+        return _planned(Foresight(bundle, backend.name, precision), cast, asked, jobs, limit, present)
+    except OvenbirdError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError) as error:  # of a folder that another tool wrote
+        if limit is None:
+            return None
+        raise RequestError(
+            f"max_memory: a config of {bundle.path} says {error}; what it takes cannot be foreseen"
+        ) from error
 
+
+def _planned(
+    foresight: Foresight,
+    cast: Cast,
+    asked: Setting,
+    jobs: Sequence[Job],
+    limit: int | None,
+    present: Sequence[Need],
+) -> Plan:
     def peak(setting: Setting, jobs: Sequence[Job]) -> int:
         called = list(needs(cast, jobs, setting))
         stay = present if limit is None else [need for need in present if need in called]

@@ -21,7 +21,7 @@ from ovenbird.bundle import Bundle
 MIB = 1 << 20
 WIDTHS = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i8": 1, "u8": 1, "i4": 0.5, "u4": 0.5}
 """Type of a weight -> bytes; others are no weights."""
-STORED = {"fp32": 4, "fp16": 2, "int8": 1, "int8-weights": 1}
+STORED = {"fp32": 4, "fp16": 2, "int8": 2, "int8-weights": 1}
 """Variant -> bytes of most weights."""
 Config = Mapping[str, Any]
 Shape = tuple[int, ...]
@@ -41,7 +41,7 @@ class Need(NamedTuple):
     @classmethod
     def of(cls, component: str, shapes: Mapping[str, Shape]) -> Need:
         """From the shapes of all inputs."""
-        return cls(component, next(shape for name, shape in shapes.items() if name in DECIDES))
+        return cls(component, next((shape for name, shape in shapes.items() if name in DECIDES), ()))
 
 
 class Cost(NamedTuple):
@@ -60,6 +60,8 @@ class Weights(NamedTuple):
     """How many are floating-point numbers."""
     eighths: float
     """How many are kept in eight bits."""
+    quantised: bool
+    """Whether it calculates in eight bits, too."""
     looked_up: float
     """How many of the first are a table that is not multiplied with: the vocabulary."""
     convolutions: bool
@@ -88,7 +90,8 @@ def _openvino(weights: Weights, width: float, cached: bool) -> Cost:
     From its cache the first are mapped, and left in the file once it has the second.
     """
     read = 4 * weights.whole + weights.eighths
-    made = width * (weights.whole - weights.looked_up + weights.eighths) + 58 * weights.graph
+    eighths = weights.eighths * (1 if weights.quantised else width)
+    made = width * (weights.whole - weights.looked_up) + eighths + 58 * weights.graph
     return Cost(int(read + made), int(made if cached else read + made))
 
 
@@ -100,7 +103,7 @@ def _onnxruntime(weights: Weights, width: float, cached: bool) -> Cost:
 
 HABITS: Mapping[str, Habits] = {
     "openvino": Habits(112 * MIB, _openvino, fused=True, maps=1.0),
-    "onnxruntime": Habits(65 * MIB, _onnxruntime, fused=False, maps=1.0),
+    "onnxruntime": Habits(75 * MIB, _onnxruntime, fused=False, maps=1.0),
 }
 """By ``Backend.name``; of others, nothing is foreseen."""
 
@@ -114,15 +117,18 @@ class Foresight:
         self._kept = set(_compiled_before())
         self.cost = cache(self._cost)
         """(need) -> its ``Cost``.  Raises ``ModelError`` when a config cannot be read."""
-        self._facts = cache(self._read)
+        self.facts = cache(self._read)
+        """(component) -> its config and its ``Weights``."""
 
     def _cost(self, need: Need) -> Cost:
-        config, weights = self._facts(need.component)
+        config, weights = self.facts(need.component)
         precision = "f32" if need.component == "safety_checker" else self._precision
-        cached = (self._bundle.key, precision, need) in self._kept
-        cost = self.habits.of_weights(weights, WIDTHS[precision], cached)
+        cost = self.habits.of_weights(weights, WIDTHS[precision], self._is_cached(need, precision))
         call = WIDTHS[precision] * self.habits.maps * alive(need, config, fused=self.habits.fused)
         return Cost(cost.making, cost.held + int(call))
+
+    def _is_cached(self, need: Need, precision: str) -> bool:
+        return (self._bundle.key, precision, need) in self._kept
 
     def _read(self, component: str) -> tuple[Config, Weights]:
         config = self._bundle.config(component)
@@ -132,7 +138,7 @@ class Foresight:
 def _compiled_before() -> Iterator[tuple[str, str, Need]]:
     """What the cache holds: the model's key, the arithmetic, and for which input."""
     for facts in (entry.facts for entry in compiled.entries()):
-        with suppress(KeyError, TypeError, AttributeError, StopIteration):  # it says something else
+        with suppress(KeyError, TypeError, AttributeError):  # it says something else
             shapes = {name: tuple(shape) for name, shape in facts["shapes"].items()}  # type: ignore[index]
             precision = facts["properties"]["INFERENCE_PRECISION_HINT"]  # type: ignore[index]
             yield facts["manifest"], precision, Need.of(facts["component"], shapes)  # type: ignore[index]
@@ -206,12 +212,12 @@ def read_weights(folder: Path, config: Config, variant: str) -> Weights:
     graph = folder / "openvino_model.xml"
     if graph.is_file():
         text = graph.read_bytes()
-        sizes: dict[str, int] = {}
-        for kind, size in CONSTANT.findall(text):
-            sizes[kind.decode()] = sizes.get(kind.decode(), 0) + int(size)
-        whole = sum(size / WIDTHS[kind] for kind, size in sizes.items() if WIDTHS.get(kind, 0) >= 2)
-        eighths = sum(size / WIDTHS[kind] for kind, size in sizes.items() if WIDTHS.get(kind, 9) < 2)
-        return Weights(whole, eighths, looked_up, convolutions, len(text))
+        kinds = [(WIDTHS.get(kind.decode(), 0), int(size)) for kind, size in CONSTANT.findall(text)]
+        whole = sum(size / width for width, size in kinds if width >= 2)
+        eighths = sum(size / width for width, size in kinds if 0 < width < 2)
+        return Weights(whole, eighths, b'type="FakeQuantize"' in text, looked_up, convolutions, len(text))
     stored = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
-    width = STORED.get(variant, 4)  # as most tools write them
-    return Weights(stored / width * (width > 1), stored * (width == 1), looked_up, convolutions, 0)
+    quantised = variant == "int8" and folder.name == "unet"  # the rest of that variant is halved
+    width = 1 if quantised else STORED.get(variant, 4)  # as most tools write them
+    whole, eighths = (stored / width, 0) if width > 1 else (0, stored)
+    return Weights(whole, eighths, quantised, looked_up, convolutions, 0)

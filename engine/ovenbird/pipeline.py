@@ -101,7 +101,8 @@ class Pipeline:
         self._stages = Stages(bundle, backend, self.precision, self.timings, groups, embeddings.rows)
         self.autoencoder = Autoencoder(bundle, self._component, self._stages.ran, tile=vae_tile, decoder=decoder)
         self.safety_checker = SafetyChecker(bundle, safety_checker, self._checker)
-        self._plan: Plan | None = None
+        self.planned: Plan | None = None
+        """Of the last run."""
         self._tally: Counter[str] = Counter()
         self._stopped = Event()
 
@@ -233,8 +234,8 @@ class Pipeline:
 
     def _prepare(self, wishes: Sequence[Request], previews: bool) -> None:
         """Plan, and make room for it."""
-        self._plan = self.plan(wishes, previews=previews)
-        self.setting = self._plan.setting if self._plan else self.asked
+        self.planned = self.plan(wishes, previews=previews)
+        self.setting = self.planned.setting if self.planned else self.asked
         _, self._stages.groups, self._stages.most_shapes = KEEP[self.setting.keep]
         self.autoencoder.tile = self.setting.vae_tile
         if self.max_memory is not None:
@@ -452,7 +453,7 @@ class Pipeline:
             pictures=self._tally["pictures"],
             previews=self._tally["previews"],
             peak_rss_mib=machine.peak_rss_mib(),
-            planned_peak_mib=self._plan.peak / MIB if self._plan else None,
+            planned_peak_mib=self.planned.peak / MIB if self.planned else None,
             runtime=self.backend.name,
             runtime_version=self.backend.version,
             device=self.backend.device,

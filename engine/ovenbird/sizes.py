@@ -9,13 +9,13 @@ from ovenbird.errors import RequestError
 UNITS = {"B": 1} | {
     f"{letter}{ending}": base**power
     for power, letter in enumerate("KMGT", 1)
-    for ending, base in (("B", 1000), ("iB", 1024))
+    for ending, base in (("B", 1000), ("iB", 1024), ("", 1024))  # a letter alone is what docker and systemd mean by it
 }
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", re.ASCII)
 
 
 def parse_size(name: str, text: str) -> int:
-    """Bytes: of ``20GiB`` or ``500 MB``, in any case.  Raises ``RequestError`` that names the setting."""
+    """Bytes: of ``20GiB``, ``500 MB`` or ``1.5G``, in any case.  Raises ``RequestError`` that names the setting."""
     found = SIZE.fullmatch(text.strip())
     units = {unit.lower(): size for unit, size in UNITS.items()}
     if found is None or found[2].lower() not in units:

@@ -38,6 +38,8 @@ def draw(pipeline: Pipeline, requests: Sequence[Request], paths: Sequence[Path],
         _announce(pipeline, requests)
     with _stopping(pipeline.cancel):
         events = pipeline.stream(requests, preview_every=typed["preview_every"])
+        if pipeline.max_memory is not None and not quiet:
+            click.echo(f"memory: {pipeline.planned}", err=True)
         for picture in _with_progress(_with_previews(events, paths, pipeline.timings), quiet):
             path = paths[picture.picture]
             with pipeline.timings.stage("save"):
@@ -106,8 +108,6 @@ def _announce(pipeline: Pipeline, requests: Sequence[Request]) -> None:
     for word in pipeline.embeddings.words:
         click.echo(f"embedding: {word.word} from {word.file}", err=True)
     click.echo(f"seed: {requests[0].seed}", err=True)
-    if pipeline.max_memory is not None:
-        click.echo(f"memory: {pipeline.plan(requests)}", err=True)
 
 
 def _with_progress(events: Iterator[Step | Picture], quiet: bool) -> Iterator[Picture]:

@@ -1,0 +1,85 @@
+"""How much memory there is, by what the kernel and its control groups say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ovenbird import machine
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 16 GiB, of which 10 are available, and 2 GiB of swap."""
+    monkeypatch.setattr(machine, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    lines = ("MemTotal: 16777216 kB", "MemAvailable: 10485760 kB", "HugePages_Total: 0", "SwapTotal: 2097152 kB")
+    (tmp_path / "proc/meminfo").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def group(folder: Path, files: dict[str, int | str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(f"{content}\n")
+
+
+def test_without_groups_it_is_what_the_kernel_says(kernel: Path) -> None:
+    assert machine.available_memory() == 10 * GIB
+    assert machine.total_memory() == 18 * GIB
+
+
+def test_the_tightest_group_of_version_2_counts_less_what_can_be_taken_back(kernel: Path) -> None:
+    (kernel / "proc/self/cgroup").write_text("0::/pod/box\n")
+    stat = f"anon {GIB}\ninactive_file {GIB}\nactive_file {GIB}\nfile {2 * GIB}"
+    group(kernel / "cgroup/pod", {"memory.max": 6 * GIB, "memory.current": 4 * GIB, "memory.stat": stat})
+    group(kernel / "cgroup/pod/box", {"memory.max": "max", "memory.current": GIB, "memory.stat": stat})
+    assert machine.available_memory() == 4 * GIB
+    assert machine.total_memory() == 6 * GIB
+
+
+def test_groups_of_version_1_are_read_too(kernel: Path) -> None:
+    (kernel / "proc/self/cgroup").write_text("5:cpu,cpuacct:/\n4:memory:/docker/a:b\n")
+    stat = f"cache 5\ntotal_inactive_file {GIB}\ntotal_active_file 0"
+    box = {"memory.limit_in_bytes": 3 * GIB, "memory.usage_in_bytes": 2 * GIB, "memory.stat": stat}
+    group(kernel / "cgroup/memory/docker/a:b", box)
+    group(kernel / "cgroup/memory", {**box, "memory.limit_in_bytes": 9223372036854771712})
+    assert machine.available_memory() == 2 * GIB
+    assert machine.total_memory() == 3 * GIB
+
+
+def test_a_group_that_is_over_its_limit_has_nothing_left(kernel: Path) -> None:
+    (kernel / "proc/self/cgroup").write_text("0::/\n")
+    group(kernel / "cgroup", {"memory.max": GIB, "memory.current": 2 * GIB, "memory.stat": "anon 5"})
+    assert machine.available_memory() == 0
+
+
+def test_where_nothing_can_be_read_nothing_is_known(kernel: Path) -> None:
+    (kernel / "proc/meminfo").write_text("nonsense\n")
+    (kernel / "proc/self/cgroup").write_text("0::/\n")
+    group(kernel / "cgroup", {"memory.max": "max"})
+    assert machine.available_memory() is None
+    assert machine.total_memory() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_this_machine_says_so() -> None:
+    available, total = machine.available_memory(), machine.total_memory()
+    assert total and available is not None and 0 <= available <= total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_memory_that_is_given_back_is_gone() -> None:
+    machine.give_back()
+    before = machine.resident()
+    assert before
+    block = b"x" * (50 << 20)
+    assert machine.resident() > before + (40 << 20)
+    del block
+    machine.give_back()
+    assert machine.resident() < before + (10 << 20)
