@@ -282,7 +282,7 @@ def test_timesteps_of_every_number_of_steps(name: str) -> None:
             reference.set_timesteps(n)
             got = ours.timesteps(n)
             gap = np.abs(got - reference.timesteps.numpy()[: len(got)])
-            # The logarithms of torch and numpy round otherwise on other processors: then one of hundreds may move by one.
+            # The logarithms of torch and numpy round otherwise on other processors; then one of hundreds moves by one.
             assert gap.max() <= 1 and np.sum(gap > 1e-3) <= (n > 400)
 
 
