@@ -30,6 +30,8 @@ if not all(map(find_spec, ("torch", "optimum", "nncf"))):
 import fake_hub
 from export_nursery import Child, Nursery, conditions, open_nursery, write_old
 
+from ovenbird_export import publish
+
 pytestmark = pytest.mark.export
 
 VARIANTS = ("int8", "int8-weights")
@@ -348,3 +350,16 @@ def test_e2_four_processes_that_replace_each_other(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "out" / "fp16" / "ovenbird.json").read_text())
     for name, facts in manifest["files"].items():
         assert facts["sha256"] == hashlib.sha256((tmp_path / "out" / "fp16" / name).read_bytes()).hexdigest()
+
+
+def test_e2_what_another_one_removes_meanwhile_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / ".tmp-1-0123abcd"
+    gone.mkdir()
+
+    def is_symlink(path: Path) -> bool:  # the last look at it before its age
+        path.rmdir()
+        return False
+
+    monkeypatch.setattr(Path, "is_symlink", is_symlink)
+    publish.sweep(tmp_path)
+    assert not gone.exists()

@@ -120,8 +120,9 @@ def sweep(folder: Path) -> None:
     """Remove what exports that were killed left in ``folder`` more than a day ago."""
     for path in folder.iterdir():
         ours = TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
-        if ours and time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its export is just done with it
+            if ours and time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _describe(path: Path) -> dict[str, Any]:
