@@ -137,7 +137,7 @@ class Modules:
     def best_precision(self, stored: str) -> str:
         return "f32"
 
-    def compile(self, folder: Path, shapes: Any, *, precision: str, cache_key: str | None, rows: None) -> Module:
+    def compile(self, folder: Path, shapes: Any, *, precision: str, **_: Any) -> Module:
         return Module(getattr(self, folder.name))
 
     def text_encoder(self, input_ids: Any) -> dict[str, Any]:

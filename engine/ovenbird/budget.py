@@ -9,7 +9,7 @@ from functools import partial
 from itertools import product
 from typing import NamedTuple
 
-from ovenbird.backends import Backend
+from ovenbird.backends import SHALLOW, Backend
 from ovenbird.bundle import Bundle
 from ovenbird.errors import OvenbirdError, RequestError, ResourceError
 from ovenbird.machine import available_memory, resident, total_memory
@@ -46,14 +46,16 @@ class Cast(NamedTuple):
     latent_channels: int
     cell: int
     """Side in pixels."""
+    reuses: bool = False
+    """Whether the U-Net's outermost layers run alone, too."""
 
     @classmethod
-    def of(cls, bundle: Bundle, decoder: str, glance: str | None, checked: bool) -> Cast:
+    def of(cls, bundle: Bundle, decoder: str, glance: str | None, checked: bool, reuses: bool) -> Cast:
         """Of a folder."""
         encoders = tuple(name for name in ("text_encoder", "text_encoder_2") if (bundle.path / name).is_dir())
         latents = int(bundle.config("vae_decoder").get("latent_channels", 4))
         channels = int(bundle.config("unet").get("in_channels", latents))
-        return cls(encoders, decoder, glance, checked, channels, latents, bundle.vae_scale_factor)
+        return cls(encoders, decoder, glance, checked, channels, latents, bundle.vae_scale_factor, reuses)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def needs(cast: Cast, jobs: Sequence[Job], setting: Setting) -> Iterator[Need]:
 
 def _drawing(cast: Cast, wish: Request, batches: Sequence[int], setting: Setting) -> Iterator[Need]:
     for rows in batches:
-        yield Need("unet", (rows, cast.channels, *(side // cast.cell for side in _seen(wish, wish.tile_size))))
+        shape = (rows, cast.channels, *(side // cast.cell for side in _seen(wish, wish.tile_size)))
+        yield from (Need(name, shape) for name in ("unet", SHALLOW)[: 1 + cast.reuses])
         if cast.glance is not None:
             yield _decoder(cast.glance, cast, wish, setting)
             yield from _checker(cast)

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.backends import Arrays
+from ovenbird.backends import DEEP, Arrays
 
 Latents = NDArray[np.float32]  # (N, 4, H/8, W/8)
 Conditioning = Mapping[str, NDArray[np.float32]]
@@ -23,16 +23,60 @@ def guided(unet: Callable[[Arrays], Arrays], conditioning: Conditioning, guidanc
     away from.
     """
 
+    both = plain(unet, conditioning)
+
     def model(x: Latents, t: float) -> Latents:
-        guide = rows(conditioning) > len(x)
-        sample = np.concatenate([x, x]) if guide else x
-        output: Latents = unet({"sample": sample, "timestep": np.array(t), **conditioning})["out_sample"]
-        if not guide:
-            return output
-        without, given = np.split(output, 2)
+        if rows(conditioning) == len(x):
+            return both(x, t)
+        without, given = np.split(both(np.concatenate([x, x]), t), 2)
         return without + np.float32(guidance_scale) * (given - without)
 
     return model
+
+
+def plain(unet: Callable[[Arrays], Arrays], conditioning: Conditioning) -> Model:
+    """The model without guidance: one row of ``conditioning`` for each of the latents."""
+
+    def model(x: Latents, t: float) -> Latents:
+        output: Latents = unet({"sample": x, "timestep": np.array(t), **conditioning})["out_sample"]
+        return output
+
+    return model
+
+
+def guided_within(without: Model, given: Model, guidance_scale: float, guides: Callable[[float], bool]) -> Model:
+    """Guidance at some timesteps only, and elsewhere half the work (Kynkaanniemi et al., 2024)."""
+
+    def model(x: Latents, t: float) -> Latents:
+        output = given(x, t)
+        if not guides(t):
+            return output
+        start = without(x, t)
+        return start + np.float32(guidance_scale) * (output - start)
+
+    return model
+
+
+def reusing(
+    full: Callable[[Arrays], Arrays], shallow: Callable[[Arrays], Arrays], every: int
+) -> Callable[[Arrays], Arrays]:
+    """A U-Net that runs whole at every so many calls, and in between only its outermost layers.
+
+    Those take from the last whole run what comes from below them.  DeepCache (Ma et al., 2024).
+    """
+    count, deep = 0, {}
+
+    def unet(inputs: Arrays) -> Arrays:
+        nonlocal count, deep
+        if count % every == 0:
+            outputs = full(inputs)
+            deep = {DEEP: outputs[DEEP]}
+        else:
+            outputs = shallow({**inputs, **deep})
+        count += 1
+        return outputs
+
+    return unet
 
 
 def rows(conditioning: Conditioning) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ovenbird import compiled
+from ovenbird.backends import SHALLOW
 from ovenbird.bundle import Bundle
 
 MIB = 1 << 20
@@ -131,6 +132,9 @@ class Foresight:
         return (self._bundle.key, precision, need) in self._kept
 
     def _read(self, component: str) -> tuple[Config, Weights]:
+        if component == SHALLOW:
+            config, weights = self.facts("unet")
+            return config, outermost(weights, config)
         config = self._bundle.config(component)
         return config, read_weights(self._bundle.path / component, config, self._bundle.precision)
 
@@ -141,7 +145,21 @@ def _compiled_before() -> Iterator[tuple[str, str, Need]]:
         with suppress(KeyError, TypeError, AttributeError):  # it says something else
             shapes = {name: tuple(shape) for name, shape in facts["shapes"].items()}  # type: ignore[index]
             precision = facts["properties"]["INFERENCE_PRECISION_HINT"]  # type: ignore[index]
-            yield facts["manifest"], precision, Need.of(facts["component"], shapes)  # type: ignore[index]
+            name = SHALLOW if facts["edits"]["shallow"] else facts["component"]  # type: ignore[index]
+            yield facts["manifest"], precision, Need.of(name, shapes)  # type: ignore[index]
+
+
+OUTERMOST = 165
+"""Weights of the U-Net's two outermost layers on the way up and the one on the way down, by the square of the width."""
+
+
+def outermost(weights: Weights, config: Config) -> Weights:
+    """Those of a shallow U-Net of the usual depth."""
+    count = OUTERMOST * config.get("block_out_channels", (320,))[0] ** 2
+    share = min(1.0, count / (weights.whole + weights.eighths))
+    return weights._replace(
+        whole=share * weights.whole, eighths=share * weights.eighths, graph=int(share * weights.graph)
+    )
 
 
 def alive(need: Need, config: Config, *, fused: bool) -> float:
@@ -149,7 +167,7 @@ def alive(need: Need, config: Config, *, fused: bool) -> float:
 
     What a config does not say is as in Stable Diffusion 1.5.
     """
-    if need.component == "unet":
+    if need.component in ("unet", SHALLOW):
         return _of_unet(need.shape, config, fused)
     if "vae" in need.component:
         return _of_autoencoder(need, config, fused)

@@ -15,16 +15,29 @@ from PIL import Image
 
 from ovenbird import families, machine, schedulers
 from ovenbird.autoencoder import DECODERS, Autoencoder, Decoded
-from ovenbird.backends import Arrays, Backend, Shapes, create
+from ovenbird.backends import SHALLOW, Arrays, Backend, Shapes, create
 from ovenbird.budget import KEEP, Cast, Job, Plan, Setting, needs, plan
 from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
-from ovenbird.denoiser import Conditioning, Corner, Latents, Model, beside, guided, rows, tiled
+from ovenbird.denoiser import (
+    Conditioning,
+    Corner,
+    Latents,
+    Model,
+    beside,
+    guided,
+    guided_within,
+    plain,
+    reusing,
+    rows,
+    tiled,
+)
 from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
 from ovenbird.memory import MIB
 from ovenbird.models import open_model
 from ovenbird.noise import Draw, TorchNoise, varied
+from ovenbird.presets import DEFAULT_PRESET, NO_SHORTCUTS, WHOLE, Shortcuts, shortcuts
 from ovenbird.request import LATENT, Request, check_count
 from ovenbird.result import Developing, Picture, Result, Step
 from ovenbird.safety import ON, Checker, SafetyChecker, notice
@@ -87,6 +100,7 @@ class Pipeline:
         vae_tile: int | None = None,
         decoder: str = "full",
         safety_checker: bool = True,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
     ) -> None:
         """See ``open``."""
         check_count("batch_size", batch_size)
@@ -97,8 +111,9 @@ class Pipeline:
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
         self.scheduler_overrides = dict(scheduler_config or {})
+        self.shortcuts = shortcuts
         groups = KEEP[self.setting.keep].groups
-        self._stages = Stages(bundle, backend, self.precision, self.timings, groups, embeddings.rows)
+        self._stages = Stages(bundle, backend, self.precision, self.timings, groups, embeddings.rows, shortcuts.edits)
         self.autoencoder = Autoencoder(bundle, self._component, self._stages.ran, tile=vae_tile, decoder=decoder)
         self.safety_checker = SafetyChecker(bundle, safety_checker, self._checker)
         self.planned: Plan | None = None
@@ -126,6 +141,8 @@ class Pipeline:
         decoder: str = "full",
         safety_checker: bool = True,
         offline: bool = False,
+        preset: str = DEFAULT_PRESET,
+        **instead: Any,
     ) -> Pipeline:
         """Find and check a model and start a runtime; nothing is compiled yet.
 
@@ -140,9 +157,13 @@ class Pipeline:
         that have one; without ``safety_checker`` that of the model is not asked.  With ``max_memory``, in bytes or as
         ``"2GiB"``, a run keeps less, draws fewer at a time, or uses tiles, so that it fits: see ``plan``.
 
+        ``preset``, a row of ``presets.PRESETS``, may make it quicker and less exact; fields of ``presets.Shortcuts``
+        may be given by name, instead of what it says of them.
+
         Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
+        ways = shortcuts(preset, instead)
         with timings.stage("load"):
             runtime = create(backend, device, threads)
             bundle = open_model(model, precision, backend, offline=offline)
@@ -161,6 +182,7 @@ class Pipeline:
             vae_tile=vae_tile,
             decoder=decoder,
             safety_checker=safety_checker,
+            shortcuts=ways,
         )
 
     def scheduler(self, request: Request) -> Scheduler:
@@ -230,7 +252,8 @@ class Pipeline:
 
     def _settled(self, requests: Request | Sequence[Request]) -> list[Request]:
         given = [requests] if isinstance(requests, Request) else requests
-        return [wish.settled(self.bundle.default_size) for wish in given]
+        settled = [wish.settled(self.bundle.default_size) for wish in given]
+        return [wish.guided_within(self.shortcuts.guidance_interval) for wish in settled]
 
     def _prepare(self, wishes: Sequence[Request], previews: bool) -> None:
         """Plan, and make room for it."""
@@ -244,14 +267,15 @@ class Pipeline:
     def _cast(self, previews: bool) -> Cast:
         checked = self.safety_checker.state == ON
         glance = DECODERS[self.autoencoder.quickest] if previews else None
-        return Cast.of(self.bundle, DECODERS[self.autoencoder.decoder], glance, checked)
+        reuses = self.shortcuts.reuse_every > 1
+        return Cast.of(self.bundle, DECODERS[self.autoencoder.decoder], glance, checked, reuses)
 
     def _jobs(self, wishes: Iterable[Request]) -> list[Job]:
         """Neighbours that can be drawn side by side are one."""
         alike = groupby(wishes, lambda wish: wish.like(*_SHOWN_APART, "num_images_per_prompt"))
         found = [list(group) for _, group in alike]
         return [
-            Job(group[0], sum(len(wish.singles()) for wish in group), 1 + families.guides(self.bundle, group[0]))
+            Job(group[0], sum(len(wish.singles()) for wish in group), 1 + self._guides_together(group[0]))
             for group in found
         ]
 
@@ -363,18 +387,36 @@ class Pipeline:
     def _model(self, wish: Request, conditioning: Conditioning) -> Model:
         """The U-Net with guidance, for whole pictures, whether it sees them at once or by tiles."""
         factor, (*_, height, width) = self.bundle.vae_scale_factor, self._shape(wish)
+        apart = families.guides(self.bundle, wish) and not self._guides_together(wish)
+        start, stop = wish.guidance_interval or WHOLE
+        last = len(self.scheduler(wish).trained) - 1
+
+        def guides(timestep: float) -> bool:
+            return start <= 1 - timestep / last <= stop
+
         most = (wish.tile_size or max(height, width) * factor) // factor
         tile = (min(height, most), min(width, most))
-        unet = self._component(
-            "unet", {"sample": (rows(conditioning), self._unet_channels, *tile), **_shapes(conditioning)}
-        )
 
         def at(corner: Corner) -> Model:
             top, left = (cells * factor for cells in corner)
             told = families.FAMILIES[self.bundle.family].at(conditioning, top, left)
-            return guided(unet, told, wish.guidance_scale)
+            if not apart:
+                return guided(self._unet(told, tile), told, wish.guidance_scale)
+            without, given = (plain(self._unet(half, tile), half) for half in families.halves(told))
+            return guided_within(without, given, wish.guidance_scale, guides)
 
         return tiled(at, height, width, tile)
+
+    def _guides_together(self, wish: Request) -> bool:
+        """Whether both halves of guidance go through the U-Net in one call."""
+        return families.guides(self.bundle, wish) and wish.guidance_interval == WHOLE
+
+    def _unet(self, conditioning: Conditioning, tile: tuple[int, int]) -> Callable[[Arrays], Arrays]:
+        """For as many rows as the conditioning has, and one picture each, if deep features are used again."""
+        shapes = {"sample": (rows(conditioning), self._unet_channels, *tile), **_shapes(conditioning)}
+        full = self._component("unet", shapes)
+        every = self.shortcuts.reuse_every
+        return full if every == 1 else reusing(full, self._component(SHALLOW, shapes), every)
 
     def _previews(self, sheets: Sequence[Sheet], clean: Latents, step: int) -> tuple[Image.Image, ...]:
         self._tally["previews"] += len(sheets)
@@ -446,6 +488,8 @@ class Pipeline:
             median_step_s=middle(steps),
             steps=len(steps),
             unet_calls=len(spent.seconds.get("unet", [])),
+            shallow_calls=len(spent.seconds.get(SHALLOW, [])),
+            shortcuts=str(self.shortcuts),
             vae_s=sum(map(spent.sum, AUTOENCODER)),
             safety_checker_s=spent.sum("safety_checker"),
             save_s=spent.sum("save"),

@@ -47,8 +47,9 @@ class Request:
     ``height`` and ``width`` in pixels, None for the model's own size, or the image's, rounded down to a multiple of 8;
     ``seed=None`` draws one, which is recorded.  ``prompt`` may be a list, and ``negative_prompt`` then one of the same
     length; each prompt has ``num_images_per_prompt`` pictures, one after the other, and picture k of all ``seed + k``.
-    With ``guidance_scale <= 1`` the U-Net runs once a step, without the negative prompt.  ``scheduler=None`` is
-    the one that the model folder names.
+    With ``guidance_scale <= 1`` the U-Net runs once a step, without the negative prompt; so it does outside of the
+    ``guidance_interval`` of training's timesteps, which counts from 0, pure noise, to 1, the picture.  None is (0, 1)
+    unless a preset says otherwise.  ``scheduler=None`` is the one that the model folder names.
     ``prompt_syntax``, a row of ``prompts.SYNTAXES``, is for both prompts: ``plain`` takes every character for itself,
     as diffusers does, and 75 tokens; ``webui`` knows weights and takes long prompts in chunks.  ``clip_skip`` is
     diffusers': how many of the text encoder's last layers are left out, for the prompt and not for the negative one;
@@ -80,6 +81,7 @@ class Request:
     width: int | None = None
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
+    guidance_interval: tuple[float, float] | None = None
     eta: float = 0.0
     seed: int | None = None
     num_images_per_prompt: int = 1
@@ -113,6 +115,8 @@ class Request:
         _check_int("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         _check_int("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES // len(self._prompts))
         _check_float("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
+        if self.guidance_interval is not None:
+            _check_interval("guidance_interval", self.guidance_interval)
         _check_float("eta", self.eta, 0.0, 1.0)
         for name in ("seed", "variation_seed"):
             if getattr(self, name) is not None:
@@ -277,6 +281,10 @@ class Request:
         """The same wish for pictures of another size."""
         return self._with(height=height, width=width)
 
+    def guided_within(self, interval: tuple[float, float]) -> Request:
+        """The same wish, with that interval if it has none."""
+        return self if self.guidance_interval is not None else self._with(guidance_interval=interval)
+
     def starting_from(self, image: Image) -> Request:
         """The second of the ``passes``, with the first picture."""
         return self._with(image=image)
@@ -391,6 +399,15 @@ def _check_pair(name: str, value: object) -> None:
         raise RequestError(f"{name}: {_short(value)} is not a pair of whole numbers", hint="for example (1024, 1024)")
     for number in value:
         _check_int(name, number, 0 if "crops" in name else 1, LARGEST_CONDITION)
+
+
+def _check_interval(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise RequestError(f"{name}: {_short(value)} is not a pair of numbers", hint="for example (0.0, 0.7)")
+    for number in value:
+        _check_float(name, number, 0.0, 1.0)
+    if value[0] >= value[1]:
+        raise RequestError(f"{name}: {value[0]:g} is not less than {value[1]:g}")
 
 
 def _check_strength(name: str, strength: object, steps: int) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from ovenbird.backends import Arrays, Backend, CompiledModel, Rows, Shapes
+from ovenbird.backends import NO_EDITS, SHALLOW, Arrays, Backend, CompiledModel, Edits, Rows, Shapes
 from ovenbird.bundle import COMPONENTS, Bundle
 from ovenbird.errors import ResourceError
 from ovenbird.machine import give_back
@@ -18,17 +19,19 @@ Key = TypeVar("Key", bound=tuple[str, Hashable])
 Groups = Sequence[Collection[str]]
 """Components that may be in memory at the same time."""
 
-TOGETHER: Groups = (COMPONENTS,)
+FOLDERS = {SHALLOW: "unet"}
+"""Where the files of a component are that has no folder of its own name."""
+TOGETHER: Groups = ((*COMPONENTS, SHALLOW),)
 ONE_BY_ONE: Groups = (
     ("text_encoder", "text_encoder_2"),
     ("vae_encoder",),
-    ("unet",),
+    ("unet", SHALLOW),
     ("vae_decoder", "tiny_vae_decoder"),
     ("safety_checker",),
 )
 ENCODERS_APART: Groups = (
     ("text_encoder", "text_encoder_2", "vae_encoder"),
-    ("unet", "vae_decoder", "tiny_vae_decoder", "safety_checker"),
+    ("unet", SHALLOW, "vae_decoder", "tiny_vae_decoder", "safety_checker"),
 )
 MOST_SHAPES = 3
 """Of one component, where it may stay; without an end, pictures of many sizes would fill the memory."""
@@ -54,12 +57,16 @@ class Stages:
         timings: Timings,
         groups: Groups,
         rows: Callable[[str], Rows | None],
+        edits: Edits = NO_EDITS,
     ) -> None:
-        """``rows``: what a component's table of tokens gets behind its last row."""
+        """``rows``: what a component's table of tokens gets behind its last row; ``edits`` are the U-Net's, and of the
+        exact ones everybody's."""
         self.precision, self.groups, self.most_shapes = precision, groups, MOST_SHAPES
         self.ran: dict[str, Ran] = {}
         """Of each component the last that was called for, whether it is still in memory or not."""
         self._bundle, self._backend, self._timings, self._rows = bundle, backend, timings, rows
+        self._edits = {"unet": edits, SHALLOW: replace(edits, shallow=True)}
+        self._exact = replace(NO_EDITS, exact=edits.exact)
         self._compiled: dict[tuple[str, tuple[Any, ...]], CompiledModel] = {}
 
     @property
@@ -88,11 +95,12 @@ class Stages:
         self._drop(leaving(self._compiled, name, self.groups, self.most_shapes))
         with self._timings.stage("compile"), short_of_memory(name):
             model = self._backend.compile(
-                self._bundle.path / name,
+                self._bundle.path / FOLDERS.get(name, name),
                 shapes,
                 precision=precision,
                 cache_key=self._bundle.key,
                 rows=self._rows(name),
+                edits=self._edits.get(name, self._exact),
             )
             give_back()
         return model

@@ -78,6 +78,7 @@ class TimingReport:
     median_step_s: float
     steps: int
     unet_calls: int
+    """Of the whole U-Net."""
     vae_s: float
     """Of encoders and decoders, previews included."""
     safety_checker_s: float
@@ -96,6 +97,10 @@ class TimingReport:
     precision: dict[str, str] = field(default_factory=dict)
     """Component -> arithmetic that really ran."""
     weights: str = ""
+    shallow_calls: int = 0
+    """Of its outermost layers alone."""
+    shortcuts: str = "none"
+    """What was left out, or done more cheaply."""
     decoder: str = "full"
     vae_calls: int = 0
     vae_tile: int | None = None
@@ -125,7 +130,8 @@ class TimingReport:
         yield "compile", f"{self.compile_s:8.2f} s   cache: {caches or 'nothing was compiled'}"
         yield "text encoder", f"{self.text_encoder_s:8.2f} s"
         yield "first step", f"{self.first_step_s:8.3f} s"
-        yield "median step", f"{self.median_step_s:8.3f} s   {self.steps} steps, {self.unet_calls} U-Net calls"
+        shallow = f", {self.shallow_calls} of its outermost layers" if self.shallow_calls else ""
+        yield "median step", f"{self.median_step_s:8.3f} s   {self.steps} steps, {self.unet_calls} U-Net calls{shallow}"
         yield "VAE", f"{self.vae_s:8.2f} s   {', '.join(self._vae())}"
         if self.safety_checker != "none":
             yield "safety", f"{self.safety_checker_s:8.2f} s   {self.safety_checker}"
@@ -139,6 +145,8 @@ class TimingReport:
         yield "runtime", f"{self.runtime} {self.runtime_version} on {device}, {self.threads} threads"
         ran = ", ".join(f"{name} {kind}" for name, kind in self.precision.items())
         yield "precision", f"{self.weights} weights; ran in: {ran}"
+        if self.shortcuts != "none":
+            yield "shortcuts", self.shortcuts
         yield "CPU", f"{self.cpu} ({', '.join(self.instruction_sets) or 'instruction sets unknown'})"
 
     def _vae(self) -> Iterator[str]:

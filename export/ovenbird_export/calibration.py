@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.backends import Backend, CompiledModel, Rows, Shapes, create
+from ovenbird.backends import NO_EDITS, Backend, CompiledModel, Edits, Rows, Shapes, create
 from ovenbird.bundle import Bundle
 from ovenbird.errors import RequestError
 from ovenbird.pipeline import Pipeline
@@ -71,10 +71,17 @@ class Recorder:
         return self.backend.best_precision(stored)
 
     def compile(
-        self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None, rows: Rows | None = None
+        self,
+        folder: Path,
+        shapes: Shapes,
+        *,
+        precision: str,
+        cache_key: str | None,
+        rows: Rows | None = None,
+        edits: Edits = NO_EDITS,
     ) -> CompiledModel:
         """See ``Backend``."""
-        model = self.backend.compile(folder, shapes, precision=precision, cache_key=cache_key, rows=rows)
+        model = self.backend.compile(folder, shapes, precision=precision, cache_key=cache_key, rows=rows, edits=edits)
         return Recorded(model, self.calls.append) if folder.name == self.component else model
 
 

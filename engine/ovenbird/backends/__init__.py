@@ -61,6 +61,31 @@ class Rows:
         return found
 
 
+DEEP = "deep_features"
+"""The output of a U-Net that gives out what its last layers take from below, and the input of those: (N, C, H, W)."""
+SHALLOW = "shallow_unet"
+"""The component that those layers alone are; it is compiled of the U-Net's files."""
+EXACT = ("gates", "upsampling")
+"""Changes to graphs that only round otherwise: GEGLU as two products, upsampling and convolution as one."""
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What is changed of a component's graph before it is compiled."""
+
+    exact: tuple[str, ...] = EXACT
+    """Of those; a runtime that makes none of them gives the same results without."""
+    pooled: bool = False
+    """Whether the U-Net's widest self-attentions see the means of 2x2 cells."""
+    depth: int = 0
+    """How many layers of the U-Net's way up run at every step; 0 for all, with nothing given out from below them."""
+    shallow: bool = False
+    """Whether only those are in the graph."""
+
+
+NO_EDITS = Edits(())
+
+
 def one_table(folder: Path, rows: Rows, tables: list[Any]) -> Any:
     """The only one, if there is one.  Raises ``ModelError``."""
     if len(tables) != 1:
@@ -101,11 +126,19 @@ class Backend(Protocol):
         """The arithmetic to ask for when a folder's weights are stored as ``fp32``, ``fp16`` or ``int8``."""
 
     def compile(
-        self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None, rows: Rows | None = None
+        self,
+        folder: Path,
+        shapes: Shapes,
+        *,
+        precision: str,
+        cache_key: str | None,
+        rows: Rows | None = None,
+        edits: Edits = NO_EDITS,
     ) -> CompiledModel:
         """Read the component in ``folder``; ``shapes`` fixes its inputs, ``rows`` are added to its table of tokens.
 
-        Raises ``ModelError`` when the file is absent or cannot be read.
+        Raises ``ModelError`` when the file is absent, cannot be read, or not be changed by the ``edits``;
+        ``RequestError`` where a runtime has not the edits that are not exact.
         """
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.backends import Arrays, Port, Rows, Shapes, as_float32, feed, one_table
+from ovenbird.backends import NO_EDITS, Arrays, Edits, Port, Rows, Shapes, as_float32, feed, one_table
 from ovenbird.errors import MissingExtraError, ModelError, RequestError, ResourceError
 from ovenbird.machine import usable_cores
 
@@ -34,6 +34,9 @@ OF_SHAPES = {
     *("Concat", "Expand", "Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze"),
 }
 """What sizes are calculated with, which ONNX Runtime leaves to the CPU on purpose, wherever the rest runs."""
+
+
+NOT_HERE = "take --backend openvino, or leave --pool-attention, --reuse-every and --preset out"
 
 
 class Place(NamedTuple):
@@ -68,9 +71,18 @@ class OnnxRuntime:
         return "f32"
 
     def compile(
-        self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None, rows: Rows | None = None
+        self,
+        folder: Path,
+        shapes: Shapes,
+        *,
+        precision: str,
+        cache_key: str | None,
+        rows: Rows | None = None,
+        edits: Edits = NO_EDITS,
     ) -> OnnxRuntimeModel:
         """See ``Backend.compile``; shapes are left free, which costs this runtime nothing."""
+        if edits.pooled or edits.depth:
+            raise RequestError("backend: onnxruntime has no pooled attention and reuses nothing", hint=NOT_HERE)
         if precision != "f32":
             raise RequestError(f"precision: onnxruntime runs f32 here, not {precision}")
         path = folder / "model.onnx"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from ovenbird import compiled
-from ovenbird.backends import Arrays, Port, Rows, Shapes, as_float32, feed, one_table
+from ovenbird.backends import NO_EDITS, Arrays, Edits, Port, Rows, Shapes, as_float32, feed, one_table, rewrites
 from ovenbird.backends.devices import parse
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import ModelError, RequestError
@@ -50,14 +51,21 @@ class OpenVINO:
         return name if wish in self.core.get_property(self._device.name, "OPTIMIZATION_CAPABILITIES") else "f32"
 
     def compile(
-        self, folder: Path, shapes: Shapes, *, precision: str, cache_key: str | None, rows: Rows | None = None
+        self,
+        folder: Path,
+        shapes: Shapes,
+        *,
+        precision: str,
+        cache_key: str | None,
+        rows: Rows | None = None,
+        edits: Edits = NO_EDITS,
     ) -> OpenVINOModel:
         """See ``Backend.compile``.  A folder with only ``model.onnx`` is read too."""
         properties = self._properties(precision)
-        facts = self._facts(cache_key, folder, shapes, properties, rows) if cache_key else None
+        facts = self._facts(cache_key, folder, shapes, properties, rows, edits) if cache_key else None
         if facts and (found := self._load(facts, properties)):
             return found
-        model = self._read(folder, shapes, rows)
+        model = self._read(folder, shapes, rows, edits)
         # Taken before compiling, which may give a port the name of a tensor inside.
         ports = _names(model.inputs), _names(model.outputs)
         runs = self._compile(model, properties, folder)
@@ -75,7 +83,13 @@ class OpenVINO:
         return properties | ({"DEVICE_PROPERTIES": {"CPU": processor}} if self._device.is_virtual else processor)
 
     def _facts(
-        self, model: str, folder: Path, shapes: Shapes, properties: Mapping[str, Any], rows: Rows | None
+        self,
+        model: str,
+        folder: Path,
+        shapes: Shapes,
+        properties: Mapping[str, Any],
+        rows: Rows | None,
+        edits: Edits,
     ) -> dict[str, Any]:
         """All that a compiled model depends on."""
         devices = {name: self.core.get_property(name, "FULL_DEVICE_NAME") for name in self._device.members}
@@ -90,6 +104,7 @@ class OpenVINO:
             "devices": devices,
             "instruction_sets": instruction_sets(),
             "rows": rows and rows.digest,
+            "edits": {**asdict(edits), "exact": list(edits.exact)},
             "isa_limit": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
         }
 
@@ -108,7 +123,7 @@ class OpenVINO:
             found.drop_pages()
         return OpenVINOModel(runs, *found.facts["ports"], cached="hit", blob=found.blob)
 
-    def _read(self, folder: Path, shapes: Shapes, rows: Rows | None) -> ov.Model:
+    def _read(self, folder: Path, shapes: Shapes, rows: Rows | None, edits: Edits) -> ov.Model:
         path = _graph_file(folder)
         with _as_model_error(path):
             model = self.core.read_model(path)
@@ -116,7 +131,7 @@ class OpenVINO:
             if rows is not None:
                 _append(model, rows, path)
             model.reshape({port: _static(port, shapes) for port in model.inputs})
-        return model
+            return rewrites.edited(model, edits)
 
     def _compile(self, model: ov.Model, properties: Mapping[str, Any], folder: Path) -> ov.CompiledModel:
         with _as_model_error(folder):

@@ -67,6 +67,7 @@ def facts(pipeline: Pipeline, picture: Picture) -> Mapping[str, Any]:
         "backend": f"{pipeline.backend.name} {pipeline.backend.version}",
         "device": pipeline.backend.device,
         "inference_precision": pipeline.precision,
+        "shortcuts": str(pipeline.shortcuts),
         "nsfw_content_detected": picture.nsfw_content_detected,
         **(picture.developing._asdict() if picture.developing else {}),
         "ovenbird": __version__,

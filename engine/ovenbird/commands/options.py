@@ -12,10 +12,11 @@ import click
 
 from ovenbird import images, machine, progress, schedulers
 from ovenbird.autoencoder import DECODERS
-from ovenbird.backends import BACKENDS
+from ovenbird.backends import BACKENDS, EXACT
 from ovenbird.bundle import EMBEDDED, PRECISIONS
 from ovenbird.errors import RequestError
 from ovenbird.pipeline import Pipeline
+from ovenbird.presets import DEFAULT_PRESET, PRESETS
 from ovenbird.prompts import SYNTAXES
 from ovenbird.request import (
     CONDITIONS,
@@ -116,6 +117,14 @@ SAMPLING: Sequence[Option] = (
     click.option(
         "--guidance-scale", type=float, default=7.5, help="How closely to follow the prompt; 1 or less is off."
     ),
+    click.option(
+        "--guidance-interval",
+        nargs=2,
+        type=float,
+        metavar="START STOP",
+        help="Guide only there, which saves half of a step elsewhere: from 0, noise, to 1, the picture.  "
+        "[default: the preset's]",
+    ),
     click.option("--seed", type=int, help="The same seed gives the same picture.  [default: random]"),
     click.option(
         "--scheduler",
@@ -160,6 +169,31 @@ RUNNING: Sequence[Option] = (
     click.option("--backend", type=click.Choice(list(BACKENDS)), default="openvino", help="Runtime."),
     click.option("--device", default="cpu", help="Device of the runtime."),
     click.option("--threads", type=int, help="Processor threads.  [default: every core]"),
+    click.option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        default=DEFAULT_PRESET,
+        help="How much exactness to give for speed; the four options that follow say instead of it.",
+    ),
+    click.option(
+        "--pool-attention/--no-pool-attention",
+        default=None,
+        help="Let the widest self-attentions look at means of 2x2 cells.",
+    ),
+    click.option(
+        "--reuse-every",
+        type=int,
+        metavar="STEPS",
+        help="Run the whole U-Net at every so many steps, and only its outermost layers in between.",
+    ),
+    click.option("--reuse-depth", type=int, metavar="LAYERS", help="How many of its layers run at every step."),
+    click.option(
+        "--exact-edit",
+        "exact",
+        multiple=True,
+        type=click.Choice([*EXACT, "none"]),
+        help="Changes of graphs that only round otherwise; several times for several.  [default: all]",
+    ),
     click.option("--batch-size", type=int, default=1, help="Pictures to draw side by side; takes memory."),
     click.option(
         "--max-memory",
@@ -250,6 +284,11 @@ def pipeline_of(typed: Typed, timings: Timings) -> Pipeline:
             decoder=typed["decoder"],
             safety_checker=not typed["no_safety_checker"],
             offline=typed["offline"],
+            preset=typed["preset"],
+            pool_attention=typed["pool_attention"],
+            reuse_every=typed["reuse_every"],
+            reuse_depth=typed["reuse_depth"],
+            exact=tuple(name for name in typed["exact"] if name in EXACT) if typed["exact"] else None,
             timings=timings,
             scheduler_config={name: value for name, value in betas.items() if value is not None},
         )

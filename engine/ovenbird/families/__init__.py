@@ -93,6 +93,12 @@ def blended(told: Conditioning, blend: float | None) -> Conditioning:
     }
 
 
+def halves(told: Conditioning) -> tuple[Conditioning, Conditioning]:
+    """The negative rows of what is told with guidance, and the others."""
+    half = rows(told) // 2
+    return {name: array[:half] for name, array in told.items()}, {name: array[half:] for name, array in told.items()}
+
+
 def together(pictures: Sequence[Conditioning]) -> Conditioning:
     """What is told about several pictures that are drawn side by side: all the negative rows, then all the others."""
     halves = range(rows(pictures[0]))

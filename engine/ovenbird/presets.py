@@ -1,0 +1,89 @@
+"""Ways to be quicker than the model would have it, one by one and together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ovenbird.backends import EXACT, Edits
+from ovenbird.errors import RequestError
+
+WHOLE = (0.0, 1.0)
+MOST_REUSE = 10
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What is left out, or done more cheaply; the defaults are what the model was trained for.
+
+    Raises ``RequestError`` that names the field.
+    """
+
+    exact: tuple[str, ...] = EXACT
+    """Changes of graphs that only round otherwise."""
+    pool_attention: bool = False
+    """Whether the U-Net's widest self-attentions look at the means of 2x2 cells: at a quarter as many."""
+    reuse_every: int = 1
+    """At every so many steps the whole U-Net runs, and in between its outermost layers (DeepCache, Ma et al., 2024)."""
+    reuse_depth: int = 2
+    """How many layers of the U-Net's way up run at every step."""
+    guidance_interval: tuple[float, float] = WHOLE
+    """Where there is guidance, if a request does not say: see ``Request``."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.exact if name not in EXACT]
+        if unknown:
+            raise RequestError(f"exact: {unknown[0]!r:.40} is not one of {', '.join(EXACT)}")
+        for name, most in (("reuse_every", MOST_REUSE), ("reuse_depth", MOST_REUSE)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise RequestError(f"{name}: {value!r:.40} is not a whole number from 1 to {most}")
+
+    @property
+    def edits(self) -> Edits:
+        """What becomes of the graphs."""
+        return Edits(self.exact, self.pool_attention, self.reuse_depth if self.reuse_every > 1 else 0)
+
+    def __str__(self) -> str:
+        told = []
+        if self.pool_attention:
+            told.append("pooled attention")
+        if self.reuse_every > 1:
+            told.append(f"{self.reuse_depth} layers at every step, all at every {self.reuse_every}")
+        if self.guidance_interval != WHOLE:
+            told.append("guidance from {:g} to {:g}".format(*self.guidance_interval))
+        return ", ".join(told) or "none"
+
+
+NO_SHORTCUTS = Shortcuts()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A name for settings that go well together."""
+
+    shortcuts: Shortcuts
+    eight_bits: bool
+    """Whether the variant in eight bits is taken where there is one and the processor is quick at it."""
+
+
+PRESETS: Mapping[str, Preset] = {
+    "exact": Preset(Shortcuts(), eight_bits=False),
+    "balanced": Preset(Shortcuts(pool_attention=True), eight_bits=True),
+    "fast": Preset(Shortcuts(pool_attention=True, reuse_every=3, guidance_interval=(0.0, 0.7)), eight_bits=True),
+}
+DEFAULT_PRESET = "exact"
+
+
+def preset(name: str) -> Preset:
+    """Raises ``RequestError`` for an unknown name."""
+    if name not in PRESETS:
+        raise RequestError(f"preset: {name!r:.40} is not one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def shortcuts(name: str, wanted: Mapping[str, Any]) -> Shortcuts:
+    """Those of a preset, and what is wanted instead; None leaves what the preset has.  Raises ``RequestError``."""
+    assert wanted.keys() <= {field.name for field in fields(Shortcuts)}
+    return replace(preset(name).shortcuts, **{key: value for key, value in wanted.items() if value is not None})
