@@ -27,7 +27,7 @@ LAYERS = [
     {"solvers"},
     {"result"},
     {"averages", "denoiser"},
-    {"memory"},
+    {"memory", "presets"},
     {"backends", "noise", "bundle", "request"},
     {"images", "tensors", "hub", "compiled"},
     {"transfer"},
