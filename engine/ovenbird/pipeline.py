@@ -30,7 +30,7 @@ from ovenbird.result import Developing, Picture, Result, Step
 from ovenbird.safety import ON, Checker, SafetyChecker, notice
 from ovenbird.sizes import parse_size
 from ovenbird.stages import Stages
-from ovenbird.timing import TimingReport, Timings, middle
+from ovenbird.timing import REACHED, Peak, Reached, TimingReport, Timings, middle
 
 if TYPE_CHECKING:
     from ovenbird.schedulers import Scheduler
@@ -432,8 +432,12 @@ class Pipeline:
     def _latent_channels(self) -> int:
         return int(self.bundle.config("vae_decoder").get("latent_channels", 4))
 
-    def report(self) -> TimingReport:
-        """Where the time has gone since this pipeline was opened."""
+    def report(self, *, measured: bool = False) -> TimingReport:
+        """Where the time has gone since this pipeline was opened, and which share of the machine's peak was reached.
+
+        That peak is the one remembered from an earlier report; with ``measured`` it is measured now where there is
+        none, for half a second that does not count.
+        """
         spent, ran = self.timings, self._stages.ran
         steps = spent.seconds.get("step", [])
         return TimingReport(
@@ -468,7 +472,21 @@ class Pipeline:
             vae_tile=self.autoencoder.tile if self.autoencoder.tiled else None,
             vae_retries=self.autoencoder.retries,
             safety_checker=self.safety_checker.state,
+            reached=self._reached(measured),  # last: what measuring takes is not the run's
         )
+
+    def _reached(self, measured: bool) -> dict[str, Reached]:
+        """Of what ran on a processor, and was counted."""
+        ran, calls = self._stages.ran, self.timings.calls
+        names = [name for name in REACHED if name in calls and ran[name].device == "cpu"]
+        if not names:
+            return {}
+        from ovenbird.backends import peak  # imports OpenVINO, which alone counts
+
+        def best(kind: str, reached: float) -> Peak | None:
+            return peak.best(kind, self.backend.threads, reached, measured=measured)
+
+        return {name: Reached.of(calls[name], ran[name].precision, best) for name in names}
 
 
 def _each(

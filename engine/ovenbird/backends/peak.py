@@ -1,0 +1,158 @@
+"""How fast this machine multiplies matrices and moves memory: measured with the runtime itself, and remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from ovenbird import cache, machine
+from ovenbird.backends import arithmetic
+from ovenbird.timing import INT8, Peak
+
+KINDS = ("f32", "bf16", "f16", INT8)
+"""In ``int8`` numbers without a sign are multiplied by weights with one."""
+MEASURED_S = 0.3
+CHANNELS, SIDE = 512, 32
+MATRIX, ROWS_PER_THREAD = 1024, 256
+PRODUCTS = ("FullyConnected", "Convolution", "MatMul")
+"""How what multiplies begins in OpenVINO's profiles."""
+COPIED_BYTES = 256 << 20
+COPIES = 5
+
+
+def best(kind: str, threads: int, reached: float, *, measured: bool) -> Peak | None:
+    """What is remembered; with ``measured`` that is made sure of, where nothing is or more GFLOP/s were ``reached``.
+
+    None where nothing is remembered, or there is no such arithmetic.
+    """
+    found = remembered(kind, threads)
+    if measured and kind in KINDS and (found is None or found.gflop_per_s < reached):
+        return measure(kind, threads)
+    return found
+
+
+def remembered(kind: str, threads: int) -> Peak | None:
+    """What was measured before with this processor, these instruction sets, threads and OpenVINO, or None."""
+    try:
+        note = json.loads(cache.read(_key(kind, threads)) or b"")
+        return Peak(float(note["gflop_per_s"]), str(note["measured"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def measure(kind: str, threads: int) -> Peak:
+    """Measure for half a second and remember.  Other work can only slow it down, so the most ever seen stays."""
+    now = Peak(max(_rates(kind, threads)), time.strftime("%Y-%m-%d %H:%M"))
+    before = remembered(kind, threads)
+    if before and before.gflop_per_s >= now.gflop_per_s:
+        return before
+    cache.write(_key(kind, threads), json.dumps(now._asdict() | {"facts": _facts(kind, threads)}).encode())
+    return now
+
+
+def bandwidth(threads: int) -> float:
+    """GB/s that are read and written when more is copied than caches hold."""
+    source = np.ones(COPIED_BYTES // 8)
+    target = np.zeros_like(source)
+    pieces = np.array_split(target, threads), np.array_split(source, threads)
+    best = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(COPIES):
+            began = time.perf_counter()
+            list(pool.map(np.copyto, *pieces))
+            best = min(best, time.perf_counter() - began)
+    return (source.nbytes + target.nbytes) / best / 1e9
+
+
+def _facts(kind: str, threads: int) -> dict[str, Any]:
+    """All that a peak depends on."""
+    return {
+        "arithmetic": kind,
+        "threads": threads,
+        "cpu": machine.cpu_name(),
+        "instruction_sets": machine.instruction_sets(),
+        "isa_limit": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        "runtime": ov.get_version(),
+    }
+
+
+def _key(kind: str, threads: int) -> str:
+    facts = json.dumps(_facts(kind, threads), sort_keys=True)
+    return f"peak-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+
+
+def _rates(kind: str, threads: int) -> Iterator[float]:
+    """GFLOP/s of the kernels alone, of a product of matrices and of a convolution in turn: either may be faster."""
+    runs = [_Run(model, kind, threads) for model in (_product(kind, threads), _convolution(kind, threads))]
+    ends = time.perf_counter() + MEASURED_S
+    for run in runs:  # the first call is slower
+        run.rate()
+    while True:
+        yield from (run.rate() for run in runs)
+        if time.perf_counter() > ends:
+            return
+
+
+class _Run:
+    """A model of one kernel, ready to run."""
+
+    def __init__(self, model: ov.Model, kind: str, threads: int) -> None:
+        flop = arithmetic.flop(model)
+        assert flop
+        self._gflop = flop.total / 1e9
+        properties: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32" if kind == INT8 else kind,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "PERF_COUNT": True,
+        }
+        self._request = ov.Core().compile_model(model, "CPU", properties).create_infer_request()
+        draw = np.random.default_rng(0)  # zeros would let a processor run faster than numbers do
+        self._request.set_input_tensor(ov.Tensor(draw.random(model.input(0).shape, np.float32)))
+
+    def rate(self) -> float:
+        """GFLOP/s of one call."""
+        self._request.infer()
+        seconds: float = sum(node.real_time.total_seconds() for node in self.kernels())
+        return self._gflop / seconds
+
+    def kernels(self) -> list[Any]:
+        """Entries of the last call's profile, without changes of layout and of type."""
+        return [node for node in self._request.get_profiling_info() if node.node_type.startswith(PRODUCTS)]
+
+
+def _product(kind: str, threads: int) -> ov.Model:
+    values = ops.parameter([max(MATRIX, ROWS_PER_THREAD * threads), MATRIX], np.float32)
+    product = ops.matmul(_values(values, kind), _weights((MATRIX, MATRIX), kind), False, True)
+    return ov.Model([product], [values])
+
+
+def _convolution(kind: str, threads: int) -> ov.Model:
+    values = ops.parameter([max(1, threads // 8), CHANNELS, SIDE, SIDE], np.float32)
+    kernel = _weights((CHANNELS, CHANNELS, 3, 3), kind)
+    return ov.Model([ops.convolution(_values(values, kind), kernel, [1, 1], [1, 1], [1, 1], [1, 1])], [values])
+
+
+def _values(node: Any, kind: str) -> Any:
+    """As NNCF rounds what flows between layers."""
+    ends = (np.float32(0), np.float32(1))
+    return ops.fake_quantize(node, *ends, *ends, 256) if kind == INT8 else node
+
+
+def _weights(shape: tuple[int, ...], kind: str) -> Any:
+    """In eight bits with a scale for each row, as NNCF keeps them."""
+    draw = np.random.default_rng(0)
+    if kind != INT8:
+        return ops.constant(draw.standard_normal(shape, np.float32) / np.float32(shape[1] ** 0.5))
+    scales = np.full((shape[0], *(1 for _ in shape[1:])), 1e-3, np.float32)
+    eight = ops.constant(draw.integers(-127, 128, shape, np.int8))
+    return ops.multiply(ops.convert(eight, "f32"), ops.constant(scales))
