@@ -134,7 +134,7 @@ def test_nestlings_count_survives_the_cache(
     first, again = compiled(), compiled()
     assert (first.cache, again.cache) == ("miss", "hit")
     assert isinstance(again.flop, Flop) and again.flop == first.flop
-    # The whole of it scales with the batch, but what the text is made into does not with the picture.
+    # All scales with the batch, but what is made of the timestep alone.
     small = compiled(sample=(1, 4, 16, 16), encoder_hidden_states=(1, 77, 128))
     steps = counted_steps(nestling)
     assert first.flop.total - steps == pytest.approx(2 * (small.flop.total - steps))
