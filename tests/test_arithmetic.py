@@ -122,9 +122,7 @@ def test_free_shapes_and_hidden_products_are_not_counted() -> None:
 SHAPES = {"sample": (2, 4, 16, 16), "encoder_hidden_states": (2, 77, 128)}
 
 
-def test_nestlings_count_survives_the_cache(
-    nestling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nestlings_count_survives_the_cache(nestling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OVENBIRD_CACHE", str(tmp_path))
 
     def compiled(**shapes: tuple[int, ...]) -> Any:
