@@ -95,17 +95,18 @@ class Profiled(OpenVINO):
     def __init__(self) -> None:
         super().__init__()
         self.parts: list[Part] = []
+        self._made: list[tuple[ov.CompiledModel, ov.Model]] = []
 
     def compile(self, folder: Path, shapes: Any, **options: Any) -> Any:
         """See ``Backend``."""
         model = super().compile(folder, shapes, **options | {"cache_key": None})
-        part = Part(folder.name, model, *self._made)
+        part = Part(folder.name, model, *self._made.pop())
         self.parts.append(part)
         return part
 
     def _compile(self, model: ov.Model, properties: Any, folder: Path) -> ov.CompiledModel:
         runs = super()._compile(model, {**properties, "PERF_COUNT": True}, folder)
-        self._made = runs, model
+        self._made.append((runs, model))
         return runs
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,18 @@ def best(kind: str = "f32", threads: int = 2, reached: float = 1.0, *, measured:
 
 
 @pytest.mark.usefixtures("home")
-def test_a_peak_is_measured_once(rates: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    rates += [100.0, 200.0, 300.0, 400.0]
+def test_a_peak_is_measured_until_it_is_seen_twice(rates: list[float]) -> None:
+    rates += [100.0, 200.0, 150.0, 195.0]
     assert best(measured=False) is None and len(rates) == 4
-    assert [best(), best(), best(measured=False)] == [100.0, 100.0, 100.0]
-    assert [best("int8"), best(threads=1)] == [200.0, 300.0]
+    # Something else ran during the first and the third.
+    assert [best() for _ in range(4)] == [100.0, 200.0, 200.0, 200.0] and not rates
+    assert [best(), best(measured=False)] == [200.0, 200.0]
+
+
+@pytest.mark.usefixtures("home")
+def test_each_arithmetic_and_setting_has_its_own(rates: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    rates += [100.0, 200.0, 300.0, 400.0]
+    assert [best(), best("int8"), best(threads=1)] == [100.0, 200.0, 300.0]
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert best(measured=False) is None and best() == 400.0
     assert best("bf16+f16") is None and not rates
@@ -48,12 +54,11 @@ def test_a_peak_is_measured_once(rates: list[float], monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("home")
 def test_what_was_reached_corrects_a_peak_that_was_measured_too_low(rates: list[float]) -> None:
-    rates += [100.0, 90.0, 150.0]
-    assert best() == 100.0
-    assert best(reached=120.0) == 100.0  # measured again, and lower: the most ever seen stays
+    rates += [100.0, 99.0, 90.0, 150.0, 149.0]
+    assert [best(), best(), best()] == [100.0, 100.0, 100.0] and len(rates) == 3
     assert best(reached=120.0, measured=False) == 100.0
-    assert best(reached=120.0) == 150.0
-    assert best(reached=120.0) == 150.0 and not rates
+    assert best(reached=120.0) == 100.0  # measured again, and lower: the most ever seen stays
+    assert [best(reached=120.0), best(reached=120.0)] == [150.0, 150.0] and not rates
 
 
 @pytest.mark.parametrize("damage", [b"", b"rubbish", None])
@@ -66,10 +71,19 @@ def test_a_damaged_note_is_measured_again(home: Path, rates: list[float], damage
     else:
         note.write_bytes(damage)
     assert best(measured=False) is None
-    assert [best(), best()] == [50.0, 50.0]
+    assert best() == 50.0
 
 
-@pytest.mark.parametrize("body", [b"[]", b"3", b'{"gflop_per_s": "many", "measured": ""}', b'{"measured": ""}', b"{"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"3",
+        b'{"gflop_per_s": "many", "measured": "", "confirmed": true}',
+        b'{"measured": "", "confirmed": true}',
+        b"{",
+    ],
+)
 def test_a_note_that_says_something_else_is_none(home: Path, rates: list[float], body: bytes) -> None:
     rates += [100.0, 50.0]
     best()
@@ -112,12 +126,11 @@ def test_bandwidth_is_what_memory_has(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """No peak is known, in the cache of all tests with its compiled models."""
     notes: dict[str, Peak] = {}
     monkeypatch.setattr(peak, "remembered", lambda kind, _: notes.get(kind))
     monkeypatch.setattr(peak, "measure", lambda kind, _: notes.setdefault(kind, Peak(1000.0, "2026-03-01 12:34")))
-    return
 
 
 def report(folder: Path, *more: str) -> tuple[str, dict[str, Any]]:
@@ -127,7 +140,7 @@ def report(folder: Path, *more: str) -> tuple[str, dict[str, Any]]:
     return done.stderr, json.loads((folder / "r.json").read_text())
 
 
-@pytest.mark.usefixtures("forgotten")
+@pytest.mark.usefixtures("_forgotten")
 def test_the_report_of_a_command_has_the_share(tmp_path: Path) -> None:
     shown, found = report(tmp_path)
     assert set(found["reached"]) == {"unet", "vae_decoder"}
@@ -140,7 +153,7 @@ def test_the_report_of_a_command_has_the_share(tmp_path: Path) -> None:
     assert found["reached"]["unet"]["gflop_per_call"] == pytest.approx(1.49, abs=0.01)
 
 
-@pytest.mark.usefixtures("forgotten")
+@pytest.mark.usefixtures("_forgotten")
 def test_in_python_nothing_is_measured_unless_asked_for() -> None:
     pipeline = Pipeline.open("nestling", inference_precision="f32")
     result = pipeline.generate(Request(prompt="a red house", seed=1, num_inference_steps=2, guidance_scale=1))

@@ -435,8 +435,8 @@ class Pipeline:
     def report(self, *, measured: bool = False) -> TimingReport:
         """Where the time has gone since this pipeline was opened, and which share of the machine's peak was reached.
 
-        That peak is the one remembered from an earlier report; with ``measured`` it is measured now where there is
-        none, for half a second that does not count.
+        That peak is the one remembered from an earlier report.  With ``measured`` it is measured now, for half a second
+        that does not count, unless it was seen twice: the first time other work may have been in the way.
         """
         spent, ran = self.timings, self._stages.ran
         steps = spent.seconds.get("step", [])

@@ -41,6 +41,8 @@ class Peak(NamedTuple):
     gflop_per_s: float
     measured: str
     """When, as ``2026-03-01 12:34``."""
+    confirmed: bool = False
+    """Whether it was seen more than once, so that it is not what other work on the machine had left over."""
 
 
 class Timings:

@@ -21,6 +21,8 @@ from ovenbird.timing import INT8, Peak
 KINDS = ("f32", "bf16", "f16", INT8)
 """In ``int8`` numbers without a sign are multiplied by weights with one."""
 MEASURED_S = 0.3
+ALIKE = 0.95
+"""Two measurements that differ by less are of the same peak."""
 CHANNELS, SIDE = 512, 32
 MATRIX, ROWS_PER_THREAD = 1024, 256
 PRODUCTS = ("FullyConnected", "Convolution", "MatMul")
@@ -30,12 +32,12 @@ COPIES = 5
 
 
 def best(kind: str, threads: int, reached: float, *, measured: bool) -> Peak | None:
-    """What is remembered; with ``measured`` that is made sure of, where nothing is or more GFLOP/s were ``reached``.
+    """What is remembered; with ``measured`` it is measured unless it was seen twice and is more than was ``reached``.
 
-    None where nothing is remembered, or there is no such arithmetic.
+    In GFLOP/s.  None where nothing is remembered, or there is no such arithmetic.
     """
     found = remembered(kind, threads)
-    if measured and kind in KINDS and (found is None or found.gflop_per_s < reached):
+    if measured and kind in KINDS and not (found and found.confirmed and found.gflop_per_s >= reached):
         return measure(kind, threads)
     return found
 
@@ -44,7 +46,7 @@ def remembered(kind: str, threads: int) -> Peak | None:
     """What was measured before with this processor, these instruction sets, threads and OpenVINO, or None."""
     try:
         note = json.loads(cache.read(_key(kind, threads)) or b"")
-        return Peak(float(note["gflop_per_s"]), str(note["measured"]))
+        return Peak(float(note["gflop_per_s"]), str(note["measured"]), bool(note["confirmed"]))
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -53,8 +55,10 @@ def measure(kind: str, threads: int) -> Peak:
     """Measure for half a second and remember.  Other work can only slow it down, so the most ever seen stays."""
     now = Peak(max(_rates(kind, threads)), time.strftime("%Y-%m-%d %H:%M"))
     before = remembered(kind, threads)
-    if before and before.gflop_per_s >= now.gflop_per_s:
-        return before
+    if before:
+        most, less = sorted([before, now], key=lambda found: found.gflop_per_s, reverse=True)
+        alike = less.gflop_per_s > ALIKE * most.gflop_per_s
+        now = most._replace(confirmed=alike or most.confirmed)
     cache.write(_key(kind, threads), json.dumps(now._asdict() | {"facts": _facts(kind, threads)}).encode())
     return now
 
