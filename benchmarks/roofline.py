@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import openvino as ov
@@ -19,8 +19,8 @@ from ovenbird.timing import INT8
 
 Figures = dict[str, Any]
 GROUPS = {
-    "convolution": ("Convolution", "GroupConvolution"),
     "transposed convolution": ("ConvolutionBackpropData", "GroupConvolutionBackpropData", "Deconvolution"),
+    "convolution": ("Convolution", "GroupConvolution"),
     "linear": ("FullyConnected",),
     "attention": ("MatMul", "Softmax", "ScaledDotProductAttention"),
     "normalisation": ("MVN", "NormalizeL2", "GroupNormalization", "RMS"),
@@ -45,31 +45,37 @@ class Part:
         products = {node.get_friendly_name() for node in graph.get_ops() if node.get_type_name() in PRODUCTS}
         self._attention = {name for name, inside in _fused(runs) if inside & products}
         self._given: Arrays = {}
+        self._calls = 0
 
     def __call__(self, inputs: Arrays) -> Any:
         """See ``CompiledModel``."""
         self._given = inputs
+        self._calls += 1
         return self._model(inputs)
 
-    def measure(self, calls: int) -> tuple[float, dict[str, Figures]]:
-        """Seconds of the median call, and of each group in it."""
-        found = []
+    def measure(self, calls: int) -> tuple[list[float], dict[str, Figures]]:
+        """Seconds of each call, and what is spent in each group in the mean of them."""
+        found, before, earlier = [], self._profile(), self._calls
         for _ in range(calls):
             began = time.perf_counter()
-            self._model(self._given)
-            seconds = time.perf_counter() - began
-            found.append((seconds, self._model._request.get_profiling_info()))
-        seconds, profile = sorted(found, key=lambda each: each[0])[(calls - 1) // 2]
-        return seconds, self._grouped(profile, seconds)
+            self(self._given)
+            found.append(time.perf_counter() - began)
+        return found, self._grouped(earlier, before, self._profile(), sum(found) / calls)
 
-    def _grouped(self, profile: Iterable[Any], seconds: float) -> dict[str, Figures]:
+    def _profile(self) -> list[Any]:
+        return list(self._model._request.get_profiling_info())
+
+    def _grouped(self, earlier: int, before: list[Any], after: list[Any], mean: float) -> dict[str, Figures]:
+        """OpenVINO tells means over all calls since compiling, of which there were some before: they are taken out."""
         spent: dict[str, Counter[str]] = {name: Counter() for name in (*GROUPS, REST)}
-        for node in profile:
-            if taken := node.real_time.total_seconds():
-                group = "attention" if node.node_name in self._attention else group_of(node.node_type)
-                spent[group][f"{node.node_type} {node.exec_type}"] += taken
+        calls = self._calls - earlier
+        for old, new in zip(before, after, strict=True):
+            total = new.real_time.total_seconds() * self._calls - old.real_time.total_seconds() * earlier
+            if total > 0:
+                group = "attention" if new.node_name in self._attention else group_of(new.node_type)
+                spent[group][f"{new.node_type} {new.exec_type}"] += total / calls
         # Between the nodes, and before and after them.
-        spent[REST]["outside"] = max(0.0, seconds - sum(sum(kernels.values()) for kernels in spent.values()))
+        spent[REST]["outside"] = max(0.0, mean - sum(sum(kernels.values()) for kernels in spent.values()))
         return {
             name: {"seconds": sum(kernels.values()), "kernels": dict(kernels.most_common())}
             for name, kernels in spent.items()
@@ -119,12 +125,12 @@ def measure(folder: Path, precision: str | None, calls: int) -> tuple[str, Figur
     bundle = open_model(folder, None, backend.name, offline=True)
     pipeline = Pipeline(bundle, backend, inference_precision=precision)
     kinds = dict.fromkeys(["f32", backend.best_precision("fp16"), pipeline.precision, INT8])
-    for kind in kinds:
-        peak.measure(kind, backend.threads)
     pipeline.generate(Request(prompt="a lighthouse", seed=1, num_inference_steps=2))
-    measured = [(part, *part.measure(calls)) for part in backend.parts]
-    # Once more, since others may have disturbed it: the most ever seen is kept.
-    peaks = {kind: peak.measure(kind, backend.threads).gflop_per_s for kind in kinds}
+    measured = []
+    for part in backend.parts:
+        measured.append((part, *part.measure(calls)))
+        # Each time, since other work may disturb it: the most ever seen is kept.
+        peaks = {kind: peak.measure(kind, backend.threads).gflop_per_s for kind in kinds}
     figures: Figures = {
         "cpu": machine.cpu_name(),
         "threads": backend.threads,
@@ -142,7 +148,7 @@ def measure(folder: Path, precision: str | None, calls: int) -> tuple[str, Figur
 
 
 def component(
-    part: Part, seconds: float, groups: dict[str, Figures], peaks: dict[str, float], bandwidth: float
+    part: Part, seconds: list[float], groups: dict[str, Figures], peaks: dict[str, float], bandwidth: float
 ) -> Figures:
     """Its figures: arithmetic, bytes, the least seconds that either takes, what was measured, and the share."""
     work = sum(part.work.values(), NOTHING)
@@ -150,6 +156,7 @@ def component(
     kind = INT8 if work.int8 else part.precision
     for name, each in part.work.items():
         groups.setdefault(name, {"seconds": 0.0, "kernels": {}})["gflop"] = each.flop / 1e9
+    middle = median(seconds)
     size = work.weights + width * work.values
     return {
         "precision": part.precision,
@@ -161,8 +168,9 @@ def component(
         "flop_per_byte": work.flop / size,
         "floor_arithmetic_s": (work.int8 / peaks[INT8] + (work.flop - work.int8) / peaks[part.precision]) / 1e9,
         "floor_memory_s": size / bandwidth / 1e9,
-        "seconds": seconds,
+        "seconds": middle,
+        "mean_s": fmean(seconds),
         "peak_of": kind,
-        "share": work.flop / 1e9 / seconds / peaks[kind],
+        "share": work.flop / 1e9 / middle / peaks[kind],
         "groups": groups,
     }

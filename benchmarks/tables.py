@@ -165,7 +165,7 @@ def groups(models: dict[str, Any]) -> str:
     """Where the time of components goes."""
     names = list(dict.fromkeys([*GROUPS, REST]))
     rows = [
-        [name, *(f"{row['groups'].get(group, {'seconds': 0})['seconds'] / row['seconds']:.0%}" for group in names)]
+        [name, *(f"{row['groups'].get(group, {'seconds': 0})['seconds'] / row['mean_s']:.0%}" for group in names)]
         for name, row in _components(models)
     ]
     return _table(["share of a call", *names], rows)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ovenbird import Pipeline, Request, cache, machine
-from ovenbird.backends import peak
+from ovenbird.backends import arithmetic, peak
 from ovenbird.cli import main
 from ovenbird.timing import Peak
 
@@ -112,12 +112,21 @@ def test_it_is_measured_with_the_runtimes_own_kernels(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif("avx2" not in machine.instruction_sets(), reason="elsewhere kernels have other names")
-def test_eight_bits_run_in_eight_bits() -> None:
-    for model in (peak._product("int8", 1), peak._convolution("int8", 1)):
-        run = peak._Run(model, "int8", 1)
-        assert run.rate() > 0.1
-        kinds = {node.exec_type.lower() for node in run.kernels() if node.real_time.total_seconds()}
-        assert len(kinds) == 1 and kinds.pop().endswith("i8")
+@pytest.mark.parametrize("model", [peak.products, peak.convolutions])
+def test_eight_bits_run_in_eight_bits(model: Any) -> None:
+    import openvino as ov
+
+    graph = model("int8", 1)
+    flop = arithmetic.flop(graph)
+    assert flop and flop.int8 == flop.total > 1e9
+    request = ov.Core().compile_model(graph, "CPU", {"PERF_COUNT": True}).create_infer_request()
+    request.infer()
+    kinds = [
+        node.exec_type.lower()
+        for node in request.get_profiling_info()
+        if node.node_type.startswith(("FullyConnected", "Convolution", "MatMul")) and node.real_time.total_seconds()
+    ]
+    assert len(kinds) == peak.DEPTH and all(kind.endswith("i8") for kind in kinds)
 
 
 def test_bandwidth_is_what_memory_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,10 +23,10 @@ KINDS = ("f32", "bf16", "f16", INT8)
 MEASURED_S = 0.3
 ALIKE = 0.95
 """Two measurements that differ by less are of the same peak."""
-CHANNELS, SIDE = 512, 32
+DEPTH = 4
+"""Layers in a row, next to which what happens before and after them is small."""
 MATRIX, ROWS_PER_THREAD = 1024, 256
-PRODUCTS = ("FullyConnected", "Convolution", "MatMul")
-"""How what multiplies begins in OpenVINO's profiles."""
+CHANNELS, SIDE = 256, 32
 COPIED_BYTES = 256 << 20
 COPIES = 5
 
@@ -95,55 +95,48 @@ def _key(kind: str, threads: int) -> str:
 
 
 def _rates(kind: str, threads: int) -> Iterator[float]:
-    """GFLOP/s of the kernels alone, of a product of matrices and of a convolution in turn: either may be faster."""
-    runs = [_Run(model, kind, threads) for model in (_product(kind, threads), _convolution(kind, threads))]
+    """GFLOP/s of products of matrices and of convolutions in turn: either may be faster."""
+    properties = {
+        "INFERENCE_PRECISION_HINT": "f32" if kind == INT8 else kind,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    core, draw = ov.Core(), np.random.default_rng(0)
+    runs = []
+    for model in (products(kind, threads), convolutions(kind, threads)):
+        flop = arithmetic.flop(model)
+        assert flop
+        request = core.compile_model(model, "CPU", properties).create_infer_request()
+        # Zeros would let a processor run faster than numbers do.
+        request.set_input_tensor(ov.Tensor(draw.random(model.input(0).shape, np.float32)))
+        request.infer()  # the first call is slower
+        runs.append((flop.total / 1e9, request))
     ends = time.perf_counter() + MEASURED_S
-    for run in runs:  # the first call is slower
-        run.rate()
     while True:
-        yield from (run.rate() for run in runs)
+        for gflop, request in runs:
+            began = time.perf_counter()
+            request.infer()
+            yield gflop / (time.perf_counter() - began)
         if time.perf_counter() > ends:
             return
 
 
-class _Run:
-    """A model of one kernel, ready to run."""
-
-    def __init__(self, model: ov.Model, kind: str, threads: int) -> None:
-        flop = arithmetic.flop(model)
-        assert flop
-        self._gflop = flop.total / 1e9
-        properties: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32" if kind == INT8 else kind,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-            "PERF_COUNT": True,
-        }
-        self._request = ov.Core().compile_model(model, "CPU", properties).create_infer_request()
-        draw = np.random.default_rng(0)  # zeros would let a processor run faster than numbers do
-        self._request.set_input_tensor(ov.Tensor(draw.random(model.input(0).shape, np.float32)))
-
-    def rate(self) -> float:
-        """GFLOP/s of one call."""
-        self._request.infer()
-        seconds: float = sum(node.real_time.total_seconds() for node in self.kernels())
-        return self._gflop / seconds
-
-    def kernels(self) -> list[Any]:
-        """Entries of the last call's profile, without changes of layout and of type."""
-        return [node for node in self._request.get_profiling_info() if node.node_type.startswith(PRODUCTS)]
+def products(kind: str, threads: int) -> ov.Model:
+    """Matrices by one matrix, again and again."""
+    values = layer = ops.parameter([max(MATRIX, ROWS_PER_THREAD * threads), MATRIX], np.float32)
+    weights = _weights((MATRIX, MATRIX), kind)
+    for _ in range(DEPTH):
+        layer = ops.matmul(_values(layer, kind), weights, False, True)
+    return ov.Model([layer], [values])
 
 
-def _product(kind: str, threads: int) -> ov.Model:
-    values = ops.parameter([max(MATRIX, ROWS_PER_THREAD * threads), MATRIX], np.float32)
-    product = ops.matmul(_values(values, kind), _weights((MATRIX, MATRIX), kind), False, True)
-    return ov.Model([product], [values])
-
-
-def _convolution(kind: str, threads: int) -> ov.Model:
-    values = ops.parameter([max(1, threads // 8), CHANNELS, SIDE, SIDE], np.float32)
+def convolutions(kind: str, threads: int) -> ov.Model:
+    """3x3, as U-Nets have them."""
+    values = layer = ops.parameter([max(1, threads // 8), CHANNELS, SIDE, SIDE], np.float32)
     kernel = _weights((CHANNELS, CHANNELS, 3, 3), kind)
-    return ov.Model([ops.convolution(_values(values, kind), kernel, [1, 1], [1, 1], [1, 1], [1, 1])], [values])
+    for _ in range(DEPTH):
+        layer = ops.convolution(_values(layer, kind), kernel, [1, 1], [1, 1], [1, 1], [1, 1])
+    return ov.Model([layer], [values])
 
 
 def _values(node: Any, kind: str) -> Any:
@@ -156,7 +149,8 @@ def _weights(shape: tuple[int, ...], kind: str) -> Any:
     """In eight bits with a scale for each row, as NNCF keeps them."""
     draw = np.random.default_rng(0)
     if kind != INT8:
-        return ops.constant(draw.standard_normal(shape, np.float32) / np.float32(shape[1] ** 0.5))
+        # So that layer after layer the numbers stay of one size.
+        return ops.constant(draw.standard_normal(shape, np.float32) / np.float32(np.prod(shape[1:]) ** 0.5))
     scales = np.full((shape[0], *(1 for _ in shape[1:])), 1e-3, np.float32)
     eight = ops.constant(draw.integers(-127, 128, shape, np.int8))
     return ops.multiply(ops.convert(eight, "f32"), ops.constant(scales))
