@@ -137,7 +137,7 @@ def test_bandwidth_is_what_memory_has(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """No peak is known, in the cache of all tests with its compiled models."""
-    notes: dict[str, Peak] = {}
+    notes: dict[str, Peak] = {}  # None of them is ever confirmed.
     monkeypatch.setattr(peak, "remembered", lambda kind, _: notes.get(kind))
     monkeypatch.setattr(peak, "measure", lambda kind, _: notes.setdefault(kind, Peak(1000.0, "2026-03-01 12:34")))
 
@@ -150,8 +150,11 @@ def report(folder: Path, *more: str) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("_forgotten")
-def test_the_report_of_a_command_has_the_share(tmp_path: Path) -> None:
+def test_the_report_of_a_command_has_the_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, measure = [], peak.measure
+    monkeypatch.setattr(peak, "measure", lambda kind, threads: measured.append(kind) or measure(kind, threads))
     shown, found = report(tmp_path)
+    assert measured == [found["precision"]["unet"]]  # once, although two components are next to it
     assert set(found["reached"]) == {"unet", "vae_decoder"}
     for name, label in (("unet", "U-Net"), ("vae_decoder", "decoder")):
         reached = found["reached"][name]
