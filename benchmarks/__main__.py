@@ -7,7 +7,20 @@ from typing import Any
 
 import click
 
-from benchmarks import attributes, cache, export, gallery, matrix, memory, parity, record, start, tables, tiling
+from benchmarks import (
+    attributes,
+    cache,
+    export,
+    gallery,
+    matrix,
+    memory,
+    parity,
+    record,
+    roofline,
+    start,
+    tables,
+    tiling,
+)
 from ovenbird import Pipeline
 from ovenbird.backends import BACKENDS
 from ovenbird.bundle import COMPONENTS
@@ -122,6 +135,20 @@ def memory_(folder: Path, backend: str, kinds: tuple[str, ...], only: tuple[str,
                     measured = f"{found['measured_mib']:6d} MiB {found['ratio']:6.2f}" if "ratio" in found else "-"
                     click.echo(f"{label:<90} {found['foreseen_mib']:6d} {measured}")
                 record.write("memory", figures)
+
+
+@main.command("roofline")
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="An exported variant of a model, as IR.")
+@click.option("--precision", "kinds", multiple=True, help="Arithmetic; may be repeated.  [default: the best]")
+@click.option("--calls", type=click.IntRange(1), default=5, show_default=True, help="Of each component, in a row.")
+def roofline_(folder: Path, kinds: tuple[str, ...], calls: int) -> None:
+    """Arithmetic and bytes of every component, the share of the machine's peak, and where the time goes."""
+    figures = record.read("roofline")
+    for kind in kinds or (None,):
+        label, found = roofline.measure(folder, kind, calls)
+        figures[label] = found
+        click.echo(f"{label}\n\n{tables.shares({label: found})}\n\n{tables.groups({label: found})}\n")
+        record.write("roofline", figures)
 
 
 @main.command("matrix")

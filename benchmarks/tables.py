@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.memory import what as memory_label
 from benchmarks.record import read
+from benchmarks.roofline import GROUPS, REST
 from ovenbird.schedulers import SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,6 +128,61 @@ def memory() -> str:
     return _table(["model", "run", "cache", "foreseen", "measured"], rows)
 
 
+def roofline() -> str:
+    """How near components come to what the machine can do, and where their time goes."""
+    found = read("roofline")
+    return f"{shares(found)}\n\n{groups(found)}"
+
+
+def shares(models: dict[str, Any]) -> str:
+    """Arithmetic and bytes of components, and the share of the peak."""
+    rows = []
+    for name, row in _components(models):
+        mixed = f", {row['int8_share']:.0%} in int8" if row["int8_share"] else ""
+        rows.append(
+            [
+                name,
+                f"{_digits(row['gflop'])}{mixed}",
+                f"{row['bytes'] / 1e6:.0f}",
+                f"{row['flop_per_byte']:.0f}",
+                _milliseconds(row["floor_arithmetic_s"]),
+                _milliseconds(row["floor_memory_s"]),
+                _milliseconds(row["seconds"]),
+                f"{row['share']:.0%} of {row['peak_of']}",
+            ]
+        )
+    header = ["model", "GFLOP", "MB", "FLOP a byte", "ms at the peak", "ms to move the bytes", "ms measured", "share"]
+    said = [
+        f"{model}, {found['side']}x{found['side']}: {found['threads']} threads of {found['cpu']}; "
+        + ", ".join(f"{kind} {_digits(peak)}" for kind, peak in found["peak_gflop_per_s"].items())
+        + f" GFLOP/s; {found['gb_per_s']:.1f} GB/s."
+        for model, found in models.items()
+    ]
+    return _table(header, rows) + "\n\nMeasured peaks. " + "\n".join(said)
+
+
+def groups(models: dict[str, Any]) -> str:
+    """Where the time of components goes."""
+    names = list(dict.fromkeys([*GROUPS, REST]))
+    rows = [
+        [name, *(f"{row['groups'].get(group, {'seconds': 0})['seconds'] / row['mean_s']:.0%}" for group in names)]
+        for name, row in _components(models)
+    ]
+    return _table(["share of a call", *names], rows)
+
+
+def _components(models: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(f"{model}: {name}", row) for model, found in models.items() for name, row in found["components"].items()]
+
+
+def _milliseconds(seconds: float) -> str:
+    return _digits(seconds * 1e3)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def tiling() -> str:
     """How far pictures in tiles are from whole ones."""
     rows = [
@@ -150,6 +207,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "matrix": matrix,
     "exports": exports,
     "memory": memory,
+    "roofline": roofline,
 }
 DOCUMENTS = (ROOT / "README.md", ROOT / "models" / "nestling" / "README.md")
 

@@ -13,6 +13,7 @@ import pytest
 from ovenbird.backends import BACKENDS, Backend, create
 from ovenbird.backends.devices import parse
 from ovenbird.errors import ModelError, RequestError, ResourceError
+from ovenbird.timing import Flop
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -83,6 +84,7 @@ def test_it_says_what_it_is(backend: Backend, graph: Path) -> None:
     assert model.precision == "f32"
     assert set(model.inputs) == {"x", "number"}
     assert model.inputs["number"].dtype == np.int64
+    assert model.flop == (Flop(2 * 4 * 3, 0) if backend.name == "openvino" else None)
     assert backend.threads >= 1 and backend.version[0].isdigit()
 
 

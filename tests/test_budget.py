@@ -86,6 +86,7 @@ def test_what_is_foreseen_to_be_in_memory_is_what_stages_hold(bundle: Bundle, ke
 
     class Compiled:
         cache = precision = device = ""
+        flop = None
         inputs: Any = ()
 
         def __init__(self, need: Need) -> None:

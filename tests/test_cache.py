@@ -513,7 +513,7 @@ def test_ctrl_c_while_a_model_is_kept_is_not_lost(home: Path) -> None:
             stream.write(BLOB)
 
     with pytest.raises(KeyboardInterrupt):
-        openvino._keep(FACTS, [[], []], Runs())
+        openvino._keep(FACTS, {}, Runs())
     assert list(home.iterdir()) == []
 
 

@@ -107,7 +107,10 @@ def test_guidance_within_an_interval_takes_fewer_calls(interval: tuple[float, fl
 
 def test_guidance_in_two_calls_is_guidance_in_one() -> None:
     made = np.random.default_rng(2)
-    told, x = {"encoder_hidden_states": made.standard_normal((4, 1, 1, 1), np.float32)}, np.ones((2, 4, 2, 2), np.float32)
+    told, x = (
+        {"encoder_hidden_states": made.standard_normal((4, 1, 1, 1), np.float32)},
+        np.ones((2, 4, 2, 2), np.float32),
+    )
 
     def unet(inputs: Arrays) -> Arrays:
         return {"out_sample": inputs["sample"] * inputs["encoder_hidden_states"] + inputs["timestep"]}

@@ -43,7 +43,7 @@ from ovenbird.result import Developing, Picture, Result, Step
 from ovenbird.safety import ON, Checker, SafetyChecker, notice
 from ovenbird.sizes import parse_size
 from ovenbird.stages import Stages
-from ovenbird.timing import TimingReport, Timings, middle
+from ovenbird.timing import REACHED, Peak, Reached, TimingReport, Timings, middle
 
 if TYPE_CHECKING:
     from ovenbird.schedulers import Scheduler
@@ -474,8 +474,12 @@ class Pipeline:
     def _latent_channels(self) -> int:
         return int(self.bundle.config("vae_decoder").get("latent_channels", 4))
 
-    def report(self) -> TimingReport:
-        """Where the time has gone since this pipeline was opened."""
+    def report(self, *, measured: bool = False) -> TimingReport:
+        """Where the time has gone since this pipeline was opened, and which share of the machine's peak was reached.
+
+        That peak is the one remembered from an earlier report.  With ``measured`` it is measured now, for half a second
+        that does not count, unless it was seen twice: the first time other work may have been in the way.
+        """
         spent, ran = self.timings, self._stages.ran
         steps = spent.seconds.get("step", [])
         return TimingReport(
@@ -512,7 +516,26 @@ class Pipeline:
             vae_tile=self.autoencoder.tile if self.autoencoder.tiled else None,
             vae_retries=self.autoencoder.retries,
             safety_checker=self.safety_checker.state,
+            reached=self._reached(measured),  # last: what measuring takes is not the run's
         )
+
+    def _reached(self, measured: bool) -> dict[str, Reached]:
+        """Of what ran on a processor, and was counted."""
+        ran, calls = self._stages.ran, self.timings.calls
+        names = [name for name in REACHED if name in calls and ran[name].device == "cpu"]
+        if not names:
+            return {}
+        from ovenbird.backends import peak  # imports OpenVINO, which alone counts
+
+        known: dict[str, Peak | None] = {}
+
+        def best(kind: str, reached: float) -> Peak | None:
+            found = known.get(kind)
+            if found is None or found.gflop_per_s < reached:  # else it would be measured for each component
+                known[kind] = peak.best(kind, self.backend.threads, reached, measured=measured)
+            return known[kind]
+
+        return {name: Reached.of(calls[name], ran[name].precision, best) for name in names}
 
 
 def _each(

@@ -89,7 +89,7 @@ class Stages:
         model = self._compiled.pop(key, None) or self._compile(name, shapes, precision)
         self._compiled[key] = model  # the latest is last
         self.ran[name] = Ran(model.cache, model.precision, model.device, frozenset(model.inputs))
-        return self._timings.watch(name, short_of_memory(name)(model))
+        return self._timings.watch(name, short_of_memory(name)(model), model.flop)
 
     def _compile(self, name: str, shapes: Shapes, precision: str) -> CompiledModel:
         self._drop(leaving(self._compiled, name, self.groups, self.most_shapes))

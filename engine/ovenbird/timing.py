@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 T = TypeVar("T")
 P = ParamSpec("P")
 Clock = Callable[[], float]
+INT8 = "int8"
+
+
+class Flop(NamedTuple):
+    """The arithmetic of one call: multiplications and additions, counted apart, of convolutions and of matrices."""
+
+    total: float
+    int8: float
+    """Those whose factors the graph rounds to eight bits, both of them."""
+
+
+class Call(NamedTuple):
+    """One call of a component whose arithmetic is known."""
+
+    seconds: float
+    flop: Flop
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s."""
+        return self.flop.total / self.seconds
+
+
+class Peak(NamedTuple):
+    """The fastest product of matrices in one kind of arithmetic."""
+
+    gflop_per_s: float
+    measured: str
+    """When, as ``2026-03-01 12:34``."""
+    confirmed: bool = False
+    """Whether it was seen more than once, so that it is not what other work on the machine had left over."""
 
 
 class Timings:
@@ -21,6 +52,8 @@ class Timings:
         self._clock = clock
         self._began = clock()
         self.seconds: dict[str, list[float]] = {}
+        self.calls: dict[str, list[Call]] = {}
+        """Of what was watched and has a known arithmetic, those that came back."""
 
     def add(self, name: str, seconds: float) -> None:
         """Count one stretch of time."""
@@ -35,12 +68,15 @@ class Timings:
         finally:
             self.add(name, self._clock() - began)
 
-    def watch(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
-        """The same function, timed at every call."""
+    def watch(self, name: str, function: Callable[P, T], flop: Flop | None = None) -> Callable[P, T]:
+        """The same function, timed at every call, which takes ``flop``."""
 
         def watched(*args: P.args, **kwargs: P.kwargs) -> T:
             with self.stage(name):
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+            if flop and flop.total:
+                self.calls.setdefault(name, []).append(Call(self.seconds[name][-1], flop))
+            return result
 
         return watched
 
@@ -62,6 +98,50 @@ class Timings:
     def sum(self, name: str) -> float:
         """All the seconds under a name; 0 when there were none."""
         return sum(self.seconds.get(name, ()))
+
+
+REACHED = {"unet": "U-Net", "shallow_unet": "outermost", "vae_decoder": "decoder", "tiny_vae_decoder": "tiny decoder"}
+"""Components whose share of the peak is reported -> how people call them."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How fast a component's median call was, next to the fastest products of matrices that this machine can do."""
+
+    gflop_per_call: float
+    int8_share: float
+    """Of that arithmetic, what the graph does in eight bits."""
+    gflop_per_s: float
+    peak_of: str
+    """Of a graph in mixed arithmetic the fastest, ``int8``, so that its share is not flattered."""
+    peak_gflop_per_s: float | None = None
+    """Measured with the runtime itself; None where it was not."""
+    peak_measured: str | None = None
+    share: float | None = None
+    """Of the peak."""
+
+    @classmethod
+    def of(cls, calls: Sequence[Call], precision: str, peak: Callable[[str, float], Peak | None]) -> Reached:
+        """Of one component, which runs in ``precision`` where it does not round to eight bits.
+
+        ``peak`` is told the arithmetic, and the GFLOP/s that were reached in it.
+        """
+        call = sorted(calls, key=lambda call: call.rate)[(len(calls) - 1) // 2]
+        kind = INT8 if call.flop.int8 else precision
+        found = cls(call.flop.total / 1e9, call.flop.int8 / call.flop.total, call.rate / 1e9, kind)
+        best = peak(kind, found.gflop_per_s)
+        if best is None:
+            return found
+        share = found.gflop_per_s / best.gflop_per_s
+        return replace(found, peak_gflop_per_s=best.gflop_per_s, peak_measured=best.measured, share=share)
+
+    def __str__(self) -> str:
+        speed = f"{_digits(self.gflop_per_call):>8} GFLOP a call, {_digits(self.gflop_per_s)} GFLOP/s"
+        part = f", with {self.int8_share:.0%} of it in int8" if self.int8_share else ""
+        if self.share is None:
+            return f"{speed}{part}; the peak in {self.peak_of} was not measured"
+        peak = f"{self.peak_of} peak, {_digits(self.peak_gflop_per_s or 0)}, measured {self.peak_measured}"
+        return f"{speed}: {self.share:.0%} of the {peak}{part}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +176,8 @@ class TimingReport:
     """Component -> where it really ran."""
     precision: dict[str, str] = field(default_factory=dict)
     """Component -> arithmetic that really ran."""
+    reached: dict[str, Reached] = field(default_factory=dict)
+    """U-Net and decoder -> the share of the machine's peak; those on a processor whose graphs were counted."""
     weights: str = ""
     shallow_calls: int = 0
     """Of its outermost layers alone."""
@@ -147,6 +229,8 @@ class TimingReport:
         yield "precision", f"{self.weights} weights; ran in: {ran}"
         if self.shortcuts != "none":
             yield "shortcuts", self.shortcuts
+        for name, reached in self.reached.items():
+            yield REACHED.get(name, name), str(reached)
         yield "CPU", f"{self.cpu} ({', '.join(self.instruction_sets) or 'instruction sets unknown'})"
 
     def _vae(self) -> Iterator[str]:
@@ -158,6 +242,11 @@ class TimingReport:
             yield f"{self.previews} previews"
         if self.vae_retries:
             yield f"{self.vae_retries} again in f32, not being finite"
+
+
+def _digits(value: float) -> str:
+    """At least three of them, and none behind the point that tell nothing."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def middle(values: list[float]) -> float:

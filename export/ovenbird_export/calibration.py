@@ -91,6 +91,7 @@ class Recorded:
     def __init__(self, model: CompiledModel, tell: Callable[[tuple[Arrays, Arrays]], None]) -> None:
         self._model, self._tell = model, tell
         self.inputs, self.precision, self.cache, self.device = model.inputs, model.precision, model.cache, model.device
+        self.flop = model.flop
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """See ``CompiledModel``."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovenbird.errors import ModelError, RequestError
+from ovenbird.timing import Flop
 
 Arrays = Mapping[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -105,6 +106,8 @@ class CompiledModel(Protocol):
     """The arithmetic that really runs: ``f32``, ``bf16`` or ``f16``."""
     cache: str
     """Whether compiling was saved: ``hit``, ``miss`` or ``off``."""
+    flop: Flop | None
+    """What a call calculates, counted in the graph that was compiled; None where that is not known."""
 
     @property
     def device(self) -> str:

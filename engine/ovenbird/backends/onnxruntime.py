@@ -128,6 +128,7 @@ class OnnxRuntimeModel:
     """
 
     cache = "off"
+    flop = None
 
     def __init__(self, session: Any, place: Place) -> None:
         self._session, self._place = session, place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,11 +17,24 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from ovenbird import compiled
-from ovenbird.backends import NO_EDITS, Arrays, Edits, Port, Rows, Shapes, as_float32, feed, one_table, rewrites
+from ovenbird.backends import (
+    NO_EDITS,
+    Arrays,
+    Edits,
+    Port,
+    Rows,
+    Shapes,
+    arithmetic,
+    as_float32,
+    feed,
+    one_table,
+    rewrites,
+)
 from ovenbird.backends.devices import parse
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import ModelError, RequestError
 from ovenbird.machine import instruction_sets, usable_cores
+from ovenbird.timing import Flop
 
 
 class OpenVINO:
@@ -68,8 +81,11 @@ class OpenVINO:
         model = self._read(folder, shapes, rows, edits)
         # Taken before compiling, which may give a port the name of a tensor inside.
         ports = _names(model.inputs), _names(model.outputs)
+        flop = arithmetic.flop(model)
         runs = self._compile(model, properties, folder)
-        return OpenVINOModel(runs, *ports, cached=_keep(facts, ports, runs) if facts else "off")
+        # Neither is among the facts that an entry is found by: both follow from them.
+        cached = _keep(facts, {"ports": ports, "flop": flop}, runs) if facts else "off"
+        return OpenVINOModel(runs, *ports, cached=cached, flop=flop)
 
     def _properties(self, precision: str) -> dict[str, Any]:
         # Always asked for: without the hint OpenVINO may choose bf16 by itself.
@@ -121,7 +137,8 @@ class OpenVINO:
             return None
         if self.device == "cpu":  # it has copied nearly all of it by now, and the test measures that it wrote nothing
             found.drop_pages()
-        return OpenVINOModel(runs, *found.facts["ports"], cached="hit", blob=found.blob)
+        flop = found.facts.get("flop")
+        return OpenVINOModel(runs, *found.facts["ports"], cached="hit", flop=flop and Flop(*flop), blob=found.blob)
 
     def _read(self, folder: Path, shapes: Shapes, rows: Rows | None, edits: Edits) -> ov.Model:
         path = _graph_file(folder)
@@ -148,9 +165,10 @@ class OpenVINOModel:
         outputs: list[str],
         *,
         cached: str,
+        flop: Flop | None,
         blob: compiled.Blob | None = None,
     ) -> None:
-        self.cache = cached
+        self.cache, self.flop = cached, flop
         self._outputs = outputs
         self.inputs = {name: _port(port) for name, port in zip(inputs, runs.inputs, strict=True)}
         self.precision = _precision(runs)
@@ -193,8 +211,8 @@ class _Stream(BytesIO):
             return 0
 
 
-def _keep(facts: Mapping[str, Any], ports: Sequence[list[str]], runs: ov.CompiledModel) -> str:
-    """Keep a compiled model in the cache: ``miss``, or ``off`` for a device that gives nothing to keep."""
+def _keep(facts: Mapping[str, Any], more: Mapping[str, Any], runs: ov.CompiledModel) -> str:
+    """Keep a compiled model, with more about it: ``miss``, or ``off`` for a device that gives nothing to keep."""
 
     def export(file: IO[bytes]) -> None:
         stream = _Stream(file)
@@ -204,7 +222,7 @@ def _keep(facts: Mapping[str, Any], ports: Sequence[list[str]], runs: ov.Compile
             raise stream.error
 
     try:
-        compiled.keep(compiled.name(facts), {**facts, "ports": ports}, export)
+        compiled.keep(compiled.name(facts), {**facts, **more}, export)
     except RuntimeError:
         return "off"
     return "miss"

@@ -46,7 +46,7 @@ def draw(pipeline: Pipeline, requests: Sequence[Request], paths: Sequence[Path],
                 save_png(picture.image, path, facts(pipeline, picture), overwrite=typed["overwrite"])
             flagged = "  flagged by the safety checker, and not shown" if picture.nsfw_content_detected else ""
             click.echo(path if quiet else f"{path}  seed {picture.seed}{flagged}")
-    found = pipeline.report()
+    found = pipeline.report(measured=not quiet or bool(typed["report"]))
     if not quiet:
         click.echo(f"\n{found.table()}", err=True)
     if typed["report"]:
