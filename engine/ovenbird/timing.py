@@ -97,6 +97,9 @@ class TimingReport:
     precision: dict[str, str] = field(default_factory=dict)
     """Component -> arithmetic that really ran."""
     weights: str = ""
+    chosen: str = ""
+    """The variant and why it was taken, with runtime and threads where these were chosen, too; empty where somebody
+    said which."""
     shallow_calls: int = 0
     """Of its outermost layers alone."""
     shortcuts: str = "none"
@@ -145,6 +148,8 @@ class TimingReport:
         yield "runtime", f"{self.runtime} {self.runtime_version} on {device}, {self.threads} threads"
         ran = ", ".join(f"{name} {kind}" for name, kind in self.precision.items())
         yield "precision", f"{self.weights} weights; ran in: {ran}"
+        if self.chosen:
+            yield "chosen", self.chosen
         if self.shortcuts != "none":
             yield "shortcuts", self.shortcuts
         yield "CPU", f"{self.cpu} ({', '.join(self.instruction_sets) or 'instruction sets unknown'})"
