@@ -24,6 +24,7 @@ QUICK = ("int8", "fp16", "fp32", "int8-weights")
 SLOW = ("fp16", "fp32", "int8-weights", "int8")
 TIE = 1.03
 """What takes no more than this many times the least counts as equally quick."""
+NO_INT8 = "the model has no int8; ovenbird export SOURCE FOLDER --precision int8 makes it"
 NEEDED = ("text_encoder", "unet", "vae_decoder")
 PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 """Runtime -> what it is installed as."""
@@ -138,7 +139,7 @@ class Leeway:
             tuning, apart = remembered(facts(there))
             # What would have to be downloaded first may be quicker than all that was measured.
             if tuning and precision in tuning.facts["variants"] and (choice := self._measured(tuning)):
-                return choice
+                return choice._replace(why=f"{choice.why}; {why}") if why is NO_INT8 else choice
         return Choice(precision, f": {why}{apart}", self.backend or DEFAULT_BACKEND, self.threads)
 
     def _measured(self, tuning: Tuning) -> Choice | None:
@@ -167,17 +168,14 @@ class Leeway:
         if best == "int8":
             return best, f"the processor has {quick}" if quick else "the model has no other variant"
         if quick:
-            return best, "the model has no int8; ovenbird export SOURCE FOLDER --precision int8 makes it"
+            return best, NO_INT8
         if self.device.lower() != "cpu":
             return best, f"how quick {self.device} is at int8 is not known"
         if not machine.instruction_sets():
             return best, "the processor's instruction sets are not known here; ovenbird tune measures it"
-        limit = f", to which ONEDNN_MAX_CPU_ISA={machine.isa_limit()} limits it" if _is_limited() else ""
-        return best, f"int8 is slow without {', '.join(machine.EIGHT_BITS[:-1])} or {machine.EIGHT_BITS[-1]}{limit}"
-
-
-def _is_limited() -> bool:
-    return bool({*machine.EIGHT_BITS} & {*machine.instruction_sets()})
+        hidden = {*machine.EIGHT_BITS} & {*machine.instruction_sets()}
+        limit = f", which ONEDNN_MAX_CPU_ISA={machine.isa_limit()} hides" if hidden else ""
+        return best, f"int8 is slow without any of {', '.join(machine.EIGHT_BITS)}{limit}"
 
 
 def fastest(measured: Iterable[Measured]) -> Measured:
@@ -243,17 +241,15 @@ def note_name(facts: Facts) -> str:
 
 
 def remembered(facts: Facts) -> tuple[Tuning | None, str]:
-    """What was measured of just this, if all of it was; else a remark about what is there instead, or nothing."""
+    """What was measured of just this; else a remark about what is there instead, or nothing."""
     tuning = _read(note_name(facts))
-    if tuning and not tuning.missing:
-        return tuning, ""
     if tuning:
-        return None, f"; ovenbird tune ended before {', '.join(tuning.missing)}"
+        return tuning, ""
     last = max(notes(facts["model"]), key=lambda pair: pair[1].date, default=None)
     if last is None:
         return None, ""
     other = [name.replace("_", " ") for name in facts if facts[name] != last[1].facts.get(name)]
-    return None, f"; what ovenbird tune measured on {last[1].date} had other {', '.join(other)}"
+    return None, f"; what ovenbird tune measured on {last[1].date} is out of date, with other {', '.join(other)}"
 
 
 def notes(model: str) -> Iterator[tuple[Path, Tuning]]:

@@ -154,8 +154,9 @@ class Pipeline:
         (``fp32``, ``fp16``), ``inference_precision`` the arithmetic (``f32``, ``bf16``): None takes what the weights
         and the processor make best.  ``precision="auto"``, and presets in eight bits where no precision is given, take
         the variant that ``ovenbird tune`` found to be the fastest here, with ``backend`` (else ``openvino``) and
-        ``threads`` where these are not given; without a tuning, int8 if the processor is quick at it, else fp16.  ``scheduler_config`` replaces single entries of the folder's own.  ``embeddings``
-        are files of textual inversion (Gal et al., 2022), which name their words themselves, or word -> file.
+        ``threads`` where these are not given; without a tuning, int8 if the processor is quick at it, else fp16.
+        ``scheduler_config`` replaces single entries of the folder's own.  ``embeddings`` are files of textual inversion
+        (Gal et al., 2022), which name their words themselves, or word -> file.
 
         Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side.  Pictures
         with a side longer than ``vae_tile`` pixels are decoded and encoded in tiles; the ``tiny`` decoder is for models
@@ -163,7 +164,8 @@ class Pipeline:
         ``"2GiB"``, a run keeps less, draws fewer at a time, or uses tiles, so that it fits: see ``plan``.
 
         ``preset``, a row of ``presets.PRESETS``, may make it quicker and less exact; fields of ``presets.Shortcuts``
-        may be given by name, instead of what it says of them.
+        may be given by name, instead of what it says of them.  A preset that would have int8 warns where it takes
+        another variant.
 
         Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
