@@ -34,19 +34,35 @@ def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.warn_once.cache_clear()
 
 
-def add_variant(model: Path, nestling: Path, name: str) -> None:
-    """nestling again, under the name of another variant."""
-    shutil.copytree(nestling / "fp16", model / name)
-    manifest = json.loads((model / name / "ovenbird.json").read_text())
-    (model / name / "ovenbird.json").write_text(json.dumps(manifest | {"precision": name}))
+def add_shell(model: Path, name: str) -> None:
+    """A variant with everything but graphs that could be read."""
+    for part in ("text_encoder", "unet", "vae_decoder"):
+        (model / name / part).mkdir(parents=True)
+        for graph in ("openvino_model.xml", "model.onnx"):
+            (model / name / part / graph).touch()
+        (model / name / part / "config.json").write_text('{"sample_size": 16}')
+    (model / name / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    manifest = {"format": 1, "name": "shell", "precision": name, "files": {}}
+    (model / name / "ovenbird.json").write_text(json.dumps(manifest))
 
 
 @pytest.fixture
-def model(tmp_path: Path, nestling: Path) -> Path:
-    """A folder with two variants."""
+def model(tmp_path: Path) -> Path:
+    """A folder with two variants of which nothing is compiled."""
     for name in ("fp16", "int8"):
-        add_variant(tmp_path / "twins", nestling, name)
-    return tmp_path / "twins"
+        add_shell(tmp_path / "shell", name)
+    return tmp_path / "shell"
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory, nestling: Path) -> Path:
+    """A folder with two variants that make pictures: both nestling's."""
+    folder = tmp_path_factory.mktemp("twins")
+    for name in ("fp16", "int8"):
+        shutil.copytree(nestling / "fp16", folder / name)
+        manifest = json.loads((folder / name / "ovenbird.json").read_text())
+        (folder / name / "ovenbird.json").write_text(json.dumps(manifest | {"name": "twins", "precision": name}))
+    return folder
 
 
 def there(model: Path) -> dict[str, Path]:
@@ -192,7 +208,7 @@ def test_variants_that_would_have_to_be_downloaded_are_not_passed_over(model: Pa
 
 @pytest.mark.parametrize("change", ["limit", "processor", "version", "files", "another variant"])
 def test_what_is_out_of_date_is_not_used_and_that_is_said(
-    change: str, model: Path, nestling: Path, monkeypatch: pytest.MonkeyPatch
+    change: str, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned(model, {FP16: 1.0, INT8: 2.0})
     assert Leeway().among(there(model)).precision == "fp16"
@@ -206,7 +222,7 @@ def test_what_is_out_of_date_is_not_used_and_that_is_said(
         path = model / "int8" / "ovenbird.json"
         path.write_text(path.read_text() + "\n")
     else:
-        add_variant(model, nestling, "fp32")
+        add_shell(model, "fp32")
     names = {"limit": "isa limit", "processor": "cpu", "version": "runtimes"}
     assert str(Leeway().among(there(model))) == (
         "int8: the processor has avx512_vnni; what ovenbird tune measured on 2026-11-21 is out of date, "
@@ -300,10 +316,11 @@ def test_a_clear_winner_is_not_measured_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("minutes", "seen", "late"), [(0.1, 1, 3), (0.75, 2, 2), (1.0, 3, 1), (1.3, 4, 0), (1.6, 5, 0)]
+    ("minutes", "seen", "late"),
+    [(0.1, 1, 3), (0.5, 1, 3), (0.75, 2, 2), (1.1, 3, 1), (1.2, 4, 1), (1.5, 5, 0), (2.2, 7, 0)],
 )
 def test_nothing_is_begun_that_would_end_too_late(minutes: float, seen: int, late: int) -> None:
-    """A visit takes 18 s; with half of the threads twice that is expected."""
+    """A visit takes 18 s; with half of the threads twice that is expected, until it was tried."""
     world = World({FP16: 2.0, INT8: 2.0, INT8_ORT: 2.0, INT8_2: 2.0})
     race = world.race(minutes)
     race.run()
@@ -437,8 +454,9 @@ def test_threads_come_from_the_tuning_unless_they_are_given(model: Path) -> None
     assert given.backend.threads == 1 and given.chosen.startswith("int8: measured")
 
 
-def test_the_runtime_comes_from_the_tuning_unless_a_preset_needs_the_other(model: Path) -> None:
+def test_the_runtime_comes_from_the_tuning_unless_a_preset_needs_the_other(twins: Path) -> None:
     pytest.importorskip("onnxruntime")
+    model = twins
     tuned(model, {FP16: 1.0, INT8: 0.9, INT8_ORT: 0.5})
     pipeline = Pipeline.open(model, precision="auto")
     assert pipeline.backend.name == "onnxruntime"
@@ -489,9 +507,10 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 def test_the_command_measures_and_remembers(run: Any, model: Path) -> None:
     found = run(str(model))
     assert found.exit_code == 0, found.output
-    first, head, best, *_ = found.stdout.splitlines()
-    assert first.startswith("nestling, 128x128, on ") and head.split()[:3] == ["variant", "runtime", "threads"]
-    assert best.split()[0] == "int8" and best.endswith("taken")
+    first, head, *rows = found.stdout.splitlines()
+    [best] = [row for row in rows if row.endswith("taken")]
+    assert first.startswith("shell, 128x128, on ") and head.split()[:3] == ["variant", "runtime", "threads"]
+    assert best.split()[0] == "int8"
     assert "--precision auto takes int8 on " in found.stdout
     assert "fp16 on openvino, 1 thread: round 1, 4:" in found.stderr
     again = Pipeline.open(model, precision="auto")
@@ -509,9 +528,9 @@ def test_what_was_measured_can_be_forgotten(run: Any, model: Path, monkeypatch: 
     tuned(model, {FP16: 1.0, INT8: 2.0})
     monkeypatch.setattr(machine, "cpu_name", lambda: "another")
     tuned(model, {FP16: 1.0, INT8: 2.0})
-    assert run(str(model), "--forget").stdout == "nestling: 2 tunings forgotten\n"
-    assert json.loads(run(str(model), "--forget", "--json").stdout) == {"model": "nestling", "forgotten": 0}
-    assert not list(notes("nestling"))
+    assert run(str(model), "--forget").stdout == "shell: 2 tunings forgotten\n"
+    assert json.loads(run(str(model), "--forget", "--json").stdout) == {"model": "shell", "forgotten": 0}
+    assert not list(notes("shell"))
 
 
 def test_a_variant_that_cannot_run_is_named_and_the_rest_remembered(run: Any, model: Path) -> None:
@@ -524,16 +543,15 @@ def test_a_variant_for_which_there_was_no_time_leaves_everything_as_it_was(run: 
     tuned(model, {FP16: 1.0, INT8: 2.0})
     found = run(str(model), "--minutes", "0.0000001")
     assert found.exit_code == 0 and "not remembered, without int8: --minutes gives more time" in found.stdout
-    assert "left out for want of time (--minutes): int8 on openvino, 4 threads; " in found.stdout
+    assert "left out for want of time (--minutes): " in found.stdout
     assert Leeway().among(there(model)).why.endswith("2.00x faster than int8")
 
 
-@pytest.mark.parametrize(("after", "kept"), [(2, False), (5, True)])
+@pytest.mark.parametrize(("after", "kept"), [(0, False), (1, False), (3, True)])
 def test_r8_ctrl_c_keeps_what_knows_every_variant(
     after: int, kept: bool, run: Any, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two or four ways come first, of both variants on one runtime or on both."""
-    monkeypatch.setattr(command, "ways", lambda _: [FP16, Way("fp16", "openvino", 1), INT8, INT8_2])
+    monkeypatch.setattr(command, "ways", lambda _: [FP16, INT8, INT8_ORT, INT8_2])
     genuine, count = command.prepare, iter(range(9))
 
     def prepare(bundle: Bundle, way: Way) -> Subject:
@@ -542,20 +560,21 @@ def test_r8_ctrl_c_keeps_what_knows_every_variant(
         return genuine(bundle, way)
 
     monkeypatch.setattr(command, "prepare", prepare)
-    found = run(str(model), fp16=0.003)
+    found = run(str(model))
     assert found.exit_code == 130, found.output
     fate = "what was measured is remembered" if kept else "nothing of it is remembered"
     assert f"error: tune was stopped; {fate}\n" in found.stderr
-    assert bool(list(notes("nestling"))) == kept
+    assert bool(list(notes("shell"))) == kept
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_cache_that_cannot_be_written_is_said(
     run: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OVENBIRD_CACHE", str(tmp_path / "file" / "cache"))
     found = run(str(model))
-    assert found.exit_code == 0 and "cannot be written" in found.stderr
+    assert found.exit_code == 0 and "warning: the cache" in found.stderr and "cannot be written" in found.stderr
     assert "not remembered: there is no cache that can be written; set OVENBIRD_CACHE to a folder" in found.stdout
 
 

@@ -95,12 +95,7 @@ def test_upsampling_and_convolution_are_one_and_the_same(size: tuple[int, int]) 
     model, x = upsampling(*size), numbers(2, 4, *size)
     [wanted] = run(model, x)
     assert rewrites.upsample_by_convolution(model) == 1
-    assert {node.get_type_name() for node in model.get_ops()} == {
-        "Parameter",
-        "Constant",
-        "ConvolutionBackpropData",
-        "Result",
-    }
+    assert not [node for node in model.get_ops() if node.get_type_name() == "Interpolate"]
     assert close(run(model, x)[0], wanted)
 
 

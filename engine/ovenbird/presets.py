@@ -8,6 +8,7 @@ from typing import Any
 
 from ovenbird.backends import EXACT, Edits
 from ovenbird.errors import RequestError
+from ovenbird.request import check_interval
 
 WHOLE = (0.0, 1.0)
 MOST_REUSE = 10
@@ -39,6 +40,7 @@ class Shortcuts:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise RequestError(f"{name}: {value!r:.40} is not a whole number from 1 to {most}")
+        check_interval("guidance_interval", self.guidance_interval)
 
     @property
     def edits(self) -> Edits:

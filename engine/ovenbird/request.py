@@ -116,7 +116,7 @@ class Request:
         _check_int("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES // len(self._prompts))
         _check_float("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
         if self.guidance_interval is not None:
-            _check_interval("guidance_interval", self.guidance_interval)
+            check_interval("guidance_interval", self.guidance_interval)
         _check_float("eta", self.eta, 0.0, 1.0)
         for name in ("seed", "variation_seed"):
             if getattr(self, name) is not None:
@@ -401,7 +401,8 @@ def _check_pair(name: str, value: object) -> None:
         _check_int(name, number, 0 if "crops" in name else 1, LARGEST_CONDITION)
 
 
-def _check_interval(name: str, value: object) -> None:
+def check_interval(name: str, value: object) -> None:
+    """Raises ``RequestError`` unless it is a pair from 0 to 1, the lower number first."""
     if not isinstance(value, tuple) or len(value) != 2:
         raise RequestError(f"{name}: {_short(value)} is not a pair of numbers", hint="for example (0.0, 0.7)")
     for number in value:

@@ -42,7 +42,9 @@ def generate(**typed: Any) -> None:
     timings = timings_since_start()
     request = request_of(typed)
     paths = outputs(typed["output"], len(typed["prompt"]) * typed["num_images"], typed["overwrite"])
-    pipeline = pipeline_of(typed, timings)
+    # Of a single picture every stage is needed once: what is done with may go.
+    once = len(paths) == 1 and not typed["hires_scale"] and not typed["preview_every"]
+    pipeline = pipeline_of(typed, timings, keep=not once)
     draw(pipeline, [request.settled(pipeline.bundle.default_size)], paths, typed)
 
 

@@ -277,8 +277,8 @@ _SAME = tuple(field.name for field in fields(Request) if field.name not in ("ima
 """Options may have the names of these fields."""
 
 
-def pipeline_of(typed: Typed, timings: Timings) -> Pipeline:
-    """The model, on the runtime, that were typed."""
+def pipeline_of(typed: Typed, timings: Timings, *, keep: bool = True) -> Pipeline:
+    """The model, on the runtime, that were typed; without ``keep`` one stage at a time is in memory."""
     if typed["vae_tile"] is not None:
         check_size("vae_tile", typed["vae_tile"])
     betas = {name: typed[name] for name in ("beta_start", "beta_end", "beta_schedule")}
@@ -289,6 +289,7 @@ def pipeline_of(typed: Typed, timings: Timings) -> Pipeline:
             typed["device"],
             threads=typed["threads"],
             precision=typed["precision"],
+            keep=keep,
             batch_size=typed["batch_size"],
             max_memory=typed["max_memory"],
             embeddings=typed["embedding"],

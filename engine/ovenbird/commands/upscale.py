@@ -45,7 +45,7 @@ def upscale(**typed: Any) -> None:
     timings = timings_since_start()
     request = request_of(typed, **_larger(typed["picture"], typed["scale"]))
     paths = outputs(typed["output"], 1, typed["overwrite"])
-    pipeline = pipeline_of(typed, timings)
+    pipeline = pipeline_of(typed, timings, keep=bool(typed["preview_every"]))
     request = replace(request, tile_size=request.tile_size or pipeline.bundle.default_size)
     draw(pipeline, [request.settled(pipeline.bundle.default_size)], paths, typed)
 
