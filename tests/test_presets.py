@@ -107,7 +107,10 @@ def test_guidance_within_an_interval_takes_fewer_calls(interval: tuple[float, fl
 
 def test_guidance_in_two_calls_is_guidance_in_one() -> None:
     made = np.random.default_rng(2)
-    told, x = {"encoder_hidden_states": made.standard_normal((4, 1, 1, 1), np.float32)}, np.ones((2, 4, 2, 2), np.float32)
+    told, x = (
+        {"encoder_hidden_states": made.standard_normal((4, 1, 1, 1), np.float32)},
+        np.ones((2, 4, 2, 2), np.float32),
+    )
 
     def unet(inputs: Arrays) -> Arrays:
         return {"out_sample": inputs["sample"] * inputs["encoder_hidden_states"] + inputs["timestep"]}
@@ -163,12 +166,24 @@ def test_presets_differ_and_say_how(name: str) -> None:
 
 
 def test_what_is_given_goes_before_the_preset() -> None:
-    made = pipeline(preset="fast", reuse_every=1, pool_attention=False)
+    made = pipeline(preset="fast", precision="fp16", reuse_every=1, pool_attention=False)
     assert made.shortcuts == Shortcuts(guidance_interval=PRESETS["fast"].shortcuts.guidance_interval)
 
 
 def test_the_command_says_what_it_left_out(tmp_path: Path) -> None:
-    words = ["generate", "--prompt", PROMPT, "--seed", "1", "--num-inference-steps", "3", "--preset", "fast"]
+    words = [
+        "generate",
+        "--prompt",
+        PROMPT,
+        "--seed",
+        "1",
+        "--num-inference-steps",
+        "3",
+        "--preset",
+        "fast",
+        "--precision",
+        "fp16",
+    ]
     done = CliRunner().invoke(main, [*words, "--output", str(tmp_path / "a.png"), "--report", str(tmp_path / "a.json")])
     assert done.exit_code == 0, done.output
     shortcuts = str(PRESETS["fast"].shortcuts)
