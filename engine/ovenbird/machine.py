@@ -65,8 +65,8 @@ def quick_at_eight_bits() -> str | None:
     """The instruction set that multiplies eight bits quickly, if the processor has one that it may use.
 
     Measured with OpenVINO on one U-Net call of Stable Diffusion 1.5 (batch 2, 64x64 latents, two cores of a Sapphire
-    Rapids), float32 against int8: 6.1 s (bf16 1.65 s) and 1.25 s with AMX; limited to AVX2 and VNNI 9.5 s and 4.3 s; limited to AVX2
-    9.5 s and 11.0 s, so that int8 is slower without these.
+    Rapids), float32 against int8: 6.1 s (bf16 1.65 s) and 1.25 s with AMX; limited to AVX2 and VNNI 9.5 s and 4.3 s;
+    limited to AVX2 9.5 s and 11.0 s, so that int8 is slower without these.
     """
     allowed = ALLOWED.get(isa_limit(), EIGHT_BITS)
     return next((name for name in instruction_sets() if name in allowed), None)
