@@ -46,6 +46,7 @@ def test_every_flag_in_the_readme_exists(root: Path) -> None:
         "python demo.py": cli.generate,
         "ovenbird frames": cli.frames,
         "ovenbird upscale": cli.upscale,
+        "ovenbird tune": cli.tune,
         "ovenbird export": export,
     }
     for start, command in commands.items():

@@ -16,9 +16,10 @@ pytest.importorskip("huggingface_hub")
 import fake_hub
 from fake_hub import FakeHub
 
-from ovenbird import Bundle, MissingExtraError, ModelError, Pipeline, Request, RequestError, cli, transfer
+from ovenbird import Bundle, MissingExtraError, ModelError, Pipeline, Request, RequestError, cli, machine, transfer
 from ovenbird.backends import BACKENDS
-from ovenbird.models import FORMATS, open_model
+from ovenbird.choice import Leeway, Measured, Tuning, Way, facts
+from ovenbird.models import FORMATS, choose_model, open_model, open_variants
 
 REPO = "owner/name"
 INDEX = json.dumps({"_class_name": "StableDiffusionPipeline"}).encode()
@@ -331,3 +332,54 @@ def test_the_packages_of_the_hub_are_read_when_it_is_asked() -> None:
     code = "import sys, ovenbird.cli; print({'requests', 'huggingface_hub', 'urllib3'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(machine, "instruction_sets", lambda: ["avx512_vnni"])
+
+
+def int8_of(exported: dict[str, bytes]) -> dict[str, bytes]:
+    manifest = json.loads(exported["ovenbird.json"]) | {"precision": "int8"}
+    return exported | {"ovenbird.json": json.dumps(manifest).encode()}
+
+
+def test_the_variant_that_the_processor_is_quick_at_is_fetched(
+    hub: FakeHub, exported: dict[str, bytes], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = hub.commit(below("fp16", exported) | below("int8", int8_of(exported)))
+    found, choice = choose_model(REPO, Leeway())
+    assert (found.precision, found.path.name, str(choice)) == ("int8", "int8", "int8: the processor has avx512_vnni")
+    assert {name.split("/")[0] for name in hub.names()} == {"metadata", "int8"}
+    assert choose_model(f"{REPO}@{commit}", Leeway()) == choose_model(REPO, Leeway(), offline=True) == (found, choice)
+    monkeypatch.setattr(machine, "instruction_sets", lambda: ["avx2"])
+    assert choose_model(REPO, Leeway(), offline=True)[0] == found  # the other one is not here
+    slow, why = choose_model(REPO, Leeway())
+    assert slow.precision == "fp16" and "int8 is slow without" in str(why)
+    assert [bundle.precision for bundle in open_variants(REPO)] == ["fp16", "int8"]
+
+
+def test_of_a_repository_without_variants_there_is_nothing_to_choose(
+    hub: FakeHub, exported: dict[str, bytes], quick: None
+) -> None:
+    hub.commit(exported)
+    with pytest.raises(RequestError, match="owner/name main was never downloaded completely"):
+        open_variants(REPO)
+    found, choice = choose_model(REPO, Leeway())
+    assert found == open_model(REPO) and str(choice).startswith("fp16: the model has no int8")
+    assert open_variants(REPO) == [found]
+
+
+def test_what_was_measured_of_downloaded_variants_is_used(
+    hub: FakeHub, exported: dict[str, bytes], quick: None
+) -> None:
+    hub.commit(below("fp16", exported) | below("int8", int8_of(exported)))
+    bundles = [open_model(REPO, name) for name in ("fp16", "int8")]
+    measured = [Measured(Way(name, "openvino", 1), "f32", (took,)) for name, took in (("fp16", 1.0), ("int8", 2.0))]
+    there = {bundle.precision: bundle.path for bundle in bundles}
+    assert Tuning(facts(there), "2026-11-21", 128, tuple(measured)).write()
+    for offline in (False, True):
+        found, choice = choose_model(REPO, Leeway(), offline=offline)
+        assert (found, choice.threads) == (bundles[0], 1)
+        assert str(choice).endswith("measured by ovenbird tune on 2026-11-21, 2.00x faster than int8")

@@ -166,12 +166,24 @@ def test_presets_differ_and_say_how(name: str) -> None:
 
 
 def test_what_is_given_goes_before_the_preset() -> None:
-    made = pipeline(preset="fast", reuse_every=1, pool_attention=False)
+    made = pipeline(preset="fast", precision="fp16", reuse_every=1, pool_attention=False)
     assert made.shortcuts == Shortcuts(guidance_interval=PRESETS["fast"].shortcuts.guidance_interval)
 
 
 def test_the_command_says_what_it_left_out(tmp_path: Path) -> None:
-    words = ["generate", "--prompt", PROMPT, "--seed", "1", "--num-inference-steps", "3", "--preset", "fast"]
+    words = [
+        "generate",
+        "--prompt",
+        PROMPT,
+        "--seed",
+        "1",
+        "--num-inference-steps",
+        "3",
+        "--preset",
+        "fast",
+        "--precision",
+        "fp16",
+    ]
     done = CliRunner().invoke(main, [*words, "--output", str(tmp_path / "a.png"), "--report", str(tmp_path / "a.json")])
     assert done.exit_code == 0, done.output
     shortcuts = str(PRESETS["fast"].shortcuts)

@@ -28,6 +28,11 @@ COMPONENTS = (
 )
 PRECISIONS = ("fp16", "fp32", "int8", "int8-weights")
 """Variants in the order in which they are preferred when none is asked for."""
+IR = ("openvino_model.xml", "openvino_model.bin")
+ONNX = ("model.onnx", "model.onnx_data", "model.onnx.data", "weights.pb")
+"""A graph, and what it may have its weights in."""
+FORMATS = {"openvino": (IR, ONNX), "onnxruntime": (ONNX,)}
+"""Runtime -> the formats that it reads, the best first."""
 FAMILIES = {
     "StableDiffusionPipeline": "sd",
     "StableDiffusionImg2ImgPipeline": "sd",
@@ -178,17 +183,32 @@ def _choose_variant(folder: Path, precision: str | None) -> Path:
         raise RequestError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
     if (folder / "model_index.json").is_file():
         return folder
-    variants = [name for name in PRECISIONS if (folder / name / "model_index.json").is_file()]
-    if not variants:
+    there = _variants(folder)
+    if precision is None:
+        return next(iter(there.values()))
+    if precision not in there:
+        raise RequestError(f"precision: {folder} has no {precision}", hint=f"it has: {', '.join(there)}")
+    return there[precision]
+
+
+def variants(folder: Path) -> dict[str, Path]:
+    """Precision -> folder, of a folder that is a variant or holds some.
+
+    Raises ``ModelError`` where there is none, or the only one cannot be trusted.
+    """
+    if (folder / "model_index.json").is_file():
+        return {Bundle.open(folder).precision: folder}
+    return _variants(folder)
+
+
+def _variants(folder: Path) -> dict[str, Path]:
+    there = {name: folder / name for name in PRECISIONS if (folder / name / "model_index.json").is_file()}
+    if not there:
         raise ModelError(
             f"{folder} is not an exported model: no model_index.json",
             hint="make one with: ovenbird export SOURCE FOLDER",
         )
-    if precision is None:
-        return folder / variants[0]
-    if precision not in variants:
-        raise RequestError(f"precision: {folder} has no {precision}", hint=f"it has: {', '.join(variants)}")
-    return folder / precision
+    return there
 
 
 def _family(folder: Path, index: Mapping[str, Any]) -> str:

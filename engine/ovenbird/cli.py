@@ -16,6 +16,7 @@ from ovenbird import __version__
 from ovenbird.commands.cache import cache
 from ovenbird.commands.frames import frames
 from ovenbird.commands.generate import generate
+from ovenbird.commands.tune import tune
 from ovenbird.commands.upscale import upscale
 from ovenbird.errors import Cancelled, OvenbirdError, ResourceError
 
@@ -72,7 +73,7 @@ def main(debug: bool) -> None:
     warnings.showwarning = _warn
 
 
-for command in (generate, frames, upscale, cache):
+for command in (generate, frames, upscale, tune, cache):
     main.add_command(command)
 
 

@@ -9,18 +9,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ovenbird import cache, hub
-from ovenbird.bundle import COMPONENTS, LARGEST_JSON, MANIFEST, PRECISIONS, Bundle
+from ovenbird.bundle import (
+    COMPONENTS,
+    FORMATS,
+    IR,
+    LARGEST_JSON,
+    MANIFEST,
+    ONNX,
+    PRECISIONS,
+    Bundle,
+    find,
+    variants,
+)
+from ovenbird.choice import DEFAULT_BACKEND, Choice, Leeway
 from ovenbird.errors import MissingExtraError, ModelError, RequestError
 from ovenbird.hub import COMMIT, Repository, Shelf
 from ovenbird.progress import note
 from ovenbird.transfer import File
 
 INDEX = "model_index.json"
-IR = ("openvino_model.xml", "openvino_model.bin")
-ONNX = ("model.onnx", "model.onnx_data", "model.onnx.data", "weights.pb")
-"""A graph, and what it may have its weights in."""
-FORMATS = {"openvino": (IR, ONNX), "onnxruntime": (ONNX,)}
-"""Runtime -> the formats that it reads, the best first."""
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 TEXTS: Mapping[str, tuple[str, ...]] = {
     "": (INDEX, MANIFEST, "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt"),
@@ -48,20 +55,24 @@ class Wish:
     revision: str
     precision: str | None
     runtime: str
+    leeway: Leeway | None = None
+    """What chooses a precision, if something does."""
 
     @property
     def shelf(self) -> Shelf:
         """Where it lies, apart from what the converter has of the same repository."""
         return Shelf(self.repo, "exported")
 
-    def variant(self, there: Collection[str]) -> str:
-        """One of these folders, of which ``""`` is the repository itself.  Raises ``RequestError``."""
+    def variant(self, there: Collection[str], folder: Path) -> Choice:
+        """One of these in ``folder``, of which ``""`` is the repository itself.  Raises ``RequestError``."""
         if "" in there:
-            return ""
+            return Choice("")
         known = [name for name in PRECISIONS if name in there]
+        if self.leeway and known:
+            return self.leeway.among({name: folder / name for name in known})
         if self.precision is not None and self.precision not in known:
             raise RequestError(f"precision: {self.repo} has no {self.precision}", hint=f"it has: {', '.join(known)}")
-        return self.precision or known[0]
+        return Choice(self.precision or known[0])
 
     def part(self, variant: str) -> str:
         """The name of what is taken of a commit."""
@@ -76,20 +87,61 @@ def open_model(
     What lies here under that name goes first.  A branch is asked for each time, a commit that is complete is not;
     ``offline`` asks for nothing.  Raises what ``Bundle.open`` raises, and what ``ovenbird.hub.download`` does.
     """
+    wish = _wish(model, precision, runtime)
+    return _brought(wish, offline=offline)[0] if wish else Bundle.open(model, precision)
+
+
+def choose_model(model: str | Path, leeway: Leeway, *, offline: bool = False) -> tuple[Bundle, Choice]:
+    """The same, but the variant is chosen, and a runtime and a number of threads with it.
+
+    Of a model of the Hub the runtime is not chosen, for it decides what is downloaded.
+    """
+    wish = _wish(model, None, leeway.backend or DEFAULT_BACKEND)
+    if wish is None:
+        there = variants(find(model))
+        choice = leeway.among(there)
+        folder, named = there[choice.precision], choice.precision if choice.precision in PRECISIONS else None
+        return Bundle.open(folder, named), choice
+    leeway = replace(leeway, backend=wish.runtime)
+    bundle, choice = _brought(replace(wish, leeway=leeway), offline=offline)
+    return bundle, choice if choice.precision else leeway.among({bundle.precision: bundle.path})
+
+
+def open_variants(model: str | Path) -> list[Bundle]:
+    """All the variants of a model: of one of the Hub those that were downloaded.
+
+    Raises ``RequestError`` and ``ModelError``.
+    """
+    wish = _wish(model, None, DEFAULT_BACKEND)
+    if wish is None:
+        return [Bundle.open(folder) for folder in variants(find(model)).values()]
+    commit = wish.shelf.commit(wish.revision)
+    names = _known(wish, commit) if commit else []
+    complete = [name for name in names if commit and wish.shelf.files(commit, wish.part(name))]
+    if not complete:
+        raise hub.never_downloaded(wish.shelf, f"{wish.repo} {wish.revision}")
+    return [_brought(replace(wish, precision=name or None), offline=True)[0] for name in complete]
+
+
+def _wish(model: str | Path, precision: str | None, runtime: str) -> Wish | None:
+    """None for a folder.  Raises ``RequestError`` for what cannot be a revision."""
     repo, at, revision = str(model).partition("@")
     if isinstance(model, Path) or not hub.is_hub_id(repo) or Path(model).expanduser().is_dir():
-        return Bundle.open(model, precision)
-    wish = Wish(repo, hub.checked_revision(revision if at else None), precision, runtime)
+        return None
+    return Wish(repo, hub.checked_revision(revision if at else None), precision, runtime)
+
+
+def _brought(wish: Wish, *, offline: bool) -> tuple[Bundle, Choice]:
     return _stored(wish, offline=hub.is_offline(offline)) or _downloaded(wish)
 
 
-def _stored(wish: Wish, *, offline: bool) -> Bundle | None:
+def _stored(wish: Wish, *, offline: bool) -> tuple[Bundle, Choice] | None:
     """What lies there complete, if it need not be asked for.  Raises ``RequestError`` if it may not."""
     if not offline and not COMMIT.fullmatch(wish.revision):
         return None
     commit = wish.shelf.commit(wish.revision)
-    there = cache.read(_variants(wish, commit)) if commit else None
-    variant = wish.variant(json.loads(there)) if there else ""
+    choice = _choice(wish, commit, offline=offline) if commit else Choice("")
+    variant = choice.precision
     files = wish.shelf.files(commit, wish.part(variant)) if commit else None
     if commit is None or files is None:
         if offline:
@@ -105,10 +157,24 @@ def _stored(wish: Wish, *, offline: bool) -> Bundle | None:
         if offline:
             raise
         return None
-    return _opened(wish, folder / variant, files)
+    return _opened(wish, folder / variant, files), choice
 
 
-def _downloaded(wish: Wish) -> Bundle:
+def _choice(wish: Wish, commit: str, *, offline: bool) -> Choice:
+    """Of the variants that a commit was found to have; where nobody may ask, of those that are complete, if any is."""
+    there = _known(wish, commit)
+    if offline and wish.leeway:
+        there = [name for name in there if wish.shelf.files(commit, wish.part(name))] or there
+    return wish.variant(there, wish.shelf.home / commit)
+
+
+def _known(wish: Wish, commit: str) -> list[str]:
+    """The variants of a commit, of which ``""`` is the repository itself."""
+    listed = cache.read(_variants(wish, commit))
+    return [str(name) for name in json.loads(listed)] if listed else [""]
+
+
+def _downloaded(wish: Wish) -> tuple[Bundle, Choice]:
     shelf = wish.shelf
     try:
         with hub.opened(shelf, wish.revision) as repository:
@@ -116,7 +182,8 @@ def _downloaded(wish: Wish) -> Bundle:
             there = [name for name in ("", *PRECISIONS) if _path(name, INDEX) in listing]
             if not there:
                 raise _not_exported(wish, f"no {INDEX}")
-            variant = wish.variant(there)
+            choice = wish.variant(there, shelf.home / commit)
+            variant = choice.precision
             with hub.alone(shelf, commit) as folder:
                 files = shelf.files(commit, wish.part(variant))
                 if files is None or not _is_untouched(folder, files):
@@ -127,7 +194,7 @@ def _downloaded(wish: Wish) -> Bundle:
     except MissingExtraError as error:
         why = f"there is no folder {wish.repo}, and to ask the Hub for it "
         raise MissingExtraError(str(error.name), "hub", why) from error
-    return _opened(wish, folder / variant, files)
+    return _opened(wish, folder / variant, files), choice
 
 
 def _opened(wish: Wish, folder: Path, files: Iterable[File]) -> Bundle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -19,6 +20,7 @@ from ovenbird.backends import SHALLOW, Arrays, Backend, Shapes, create
 from ovenbird.budget import KEEP, Cast, Job, Plan, Setting, needs, plan
 from ovenbird.bundle import EMBEDDED, Bundle
 from ovenbird.canvas import Canvas, Start
+from ovenbird.choice import AUTO, DEFAULT_BACKEND, Choice, Leeway
 from ovenbird.denoiser import (
     Conditioning,
     Corner,
@@ -35,9 +37,9 @@ from ovenbird.denoiser import (
 from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
 from ovenbird.memory import MIB
-from ovenbird.models import open_model
+from ovenbird.models import choose_model, open_model
 from ovenbird.noise import Draw, TorchNoise, varied
-from ovenbird.presets import DEFAULT_PRESET, NO_SHORTCUTS, WHOLE, Shortcuts, shortcuts
+from ovenbird.presets import DEFAULT_PRESET, NO_SHORTCUTS, PRESETS, WHOLE, Shortcuts, shortcuts
 from ovenbird.request import LATENT, Request, check_count
 from ovenbird.result import Developing, Picture, Result, Step
 from ovenbird.safety import ON, Checker, SafetyChecker, notice
@@ -101,8 +103,9 @@ class Pipeline:
         decoder: str = "full",
         safety_checker: bool = True,
         shortcuts: Shortcuts = NO_SHORTCUTS,
+        chosen: str = "",
     ) -> None:
-        """See ``open``."""
+        """See ``open``; ``chosen`` is what the report tells of why it is this variant."""
         check_count("batch_size", batch_size)
         self.bundle, self.backend, self.embeddings = bundle, backend, embeddings
         self.asked = self.setting = Setting("all" if keep else "one stage", batch_size, vae_tile)
@@ -111,7 +114,7 @@ class Pipeline:
         self.timings = timings or Timings()
         self.precision = inference_precision or backend.best_precision(bundle.precision)
         self.scheduler_overrides = dict(scheduler_config or {})
-        self.shortcuts = shortcuts
+        self.shortcuts, self.chosen = shortcuts, chosen
         groups = KEEP[self.setting.keep].groups
         self._stages = Stages(bundle, backend, self.precision, self.timings, groups, embeddings.rows, shortcuts.edits)
         self.autoencoder = Autoencoder(bundle, self._component, self._stages.ran, tile=vae_tile, decoder=decoder)
@@ -125,7 +128,7 @@ class Pipeline:
     def open(
         cls,
         model: str | Path = EMBEDDED,
-        backend: str = "openvino",
+        backend: str | None = None,
         device: str = "cpu",
         *,
         threads: int | None = None,
@@ -147,10 +150,13 @@ class Pipeline:
         """Find and check a model and start a runtime; nothing is compiled yet.
 
         ``model`` is a name, a folder, or ``OWNER/NAME[@REVISION]`` of an exported model on the Hugging Face Hub, which
-        is downloaded; ``offline`` takes what was downloaded before.  ``precision`` chooses the variant of the folder
+        is downloaded; ``offline`` takes what was downloaded before.  ``precision`` is the variant of the folder
         (``fp32``, ``fp16``), ``inference_precision`` the arithmetic (``f32``, ``bf16``): None takes what the weights
-        and the processor make best.  ``scheduler_config`` replaces single entries of the folder's own.  ``embeddings``
-        are files of textual inversion (Gal et al., 2022), which name their words themselves, or word -> file.
+        and the processor make best.  ``precision="auto"``, and presets in eight bits where no precision is given, take
+        the variant that ``ovenbird tune`` found to be the fastest here, with ``backend`` (else ``openvino``) and
+        ``threads`` where these are not given; without a tuning, int8 if the processor is quick at it, else fp16.
+        ``scheduler_config`` replaces single entries of the folder's own.  ``embeddings`` are files of textual inversion
+        (Gal et al., 2022), which name their words themselves, or word -> file.
 
         Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side.  Pictures
         with a side longer than ``vae_tile`` pixels are decoded and encoded in tiles; the ``tiny`` decoder is for models
@@ -158,17 +164,28 @@ class Pipeline:
         ``"2GiB"``, a run keeps less, draws fewer at a time, or uses tiles, so that it fits: see ``plan``.
 
         ``preset``, a row of ``presets.PRESETS``, may make it quicker and less exact; fields of ``presets.Shortcuts``
-        may be given by name, instead of what it says of them.
+        may be given by name, instead of what it says of them.  A preset that would have int8 warns where it takes
+        another variant.
 
         Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
         ways = shortcuts(preset, instead)
+        eight_bits = precision is None and PRESETS[preset].eight_bits
         with timings.stage("load"):
-            runtime = create(backend, device, threads)
-            bundle = open_model(model, precision, backend, offline=offline)
+            runtime = create(backend or DEFAULT_BACKEND, device, threads)  # what is wrong with these stops here
+            choice = Choice("")
+            if precision == AUTO or eight_bits:
+                pools = ways.edits.pooled or bool(ways.edits.depth)
+                bundle, choice = choose_model(model, Leeway(backend, threads, device, pools), offline=offline)
+                if (choice.backend, choice.threads) != (runtime.name, threads):
+                    runtime = create(choice.backend, device, choice.threads)
+            else:
+                bundle = open_model(model, precision, runtime.name, offline=offline)
             words = families.read_embeddings(bundle, embeddings)
             bundle.verify_once()
+        if eight_bits and choice.precision != "int8":
+            warnings.warn(f"preset {preset}, which would have int8, takes {choice}", stacklevel=2)
         return cls(
             bundle,
             runtime,
@@ -183,6 +200,7 @@ class Pipeline:
             decoder=decoder,
             safety_checker=safety_checker,
             shortcuts=ways,
+            chosen=str(choice),
         )
 
     def scheduler(self, request: Request) -> Scheduler:
@@ -508,6 +526,7 @@ class Pipeline:
             devices={name: each.device for name, each in ran.items()},
             precision={name: each.precision for name, each in ran.items()},
             weights=self.bundle.precision,
+            chosen=self.chosen,
             threads=self.backend.threads,
             cpu=machine.cpu_name(),
             instruction_sets=machine.instruction_sets(),

@@ -179,6 +179,9 @@ class TimingReport:
     reached: dict[str, Reached] = field(default_factory=dict)
     """U-Net and decoder -> the share of the machine's peak; those on a processor whose graphs were counted."""
     weights: str = ""
+    chosen: str = ""
+    """The variant and why it was taken, with runtime and threads where these were chosen, too; empty where somebody
+    said which."""
     shallow_calls: int = 0
     """Of its outermost layers alone."""
     shortcuts: str = "none"
@@ -227,6 +230,8 @@ class TimingReport:
         yield "runtime", f"{self.runtime} {self.runtime_version} on {device}, {self.threads} threads"
         ran = ", ".join(f"{name} {kind}" for name, kind in self.precision.items())
         yield "precision", f"{self.weights} weights; ran in: {ran}"
+        if self.chosen:
+            yield "chosen", self.chosen
         if self.shortcuts != "none":
             yield "shortcuts", self.shortcuts
         for name, reached in self.reached.items():

@@ -36,7 +36,7 @@ def _listed() -> tuple[dict[str, Any], str]:
     told = {"limit_bytes": limit, "bytes": size, "entries": [_facts(entry) for entry in entries]}
     total = f"{_count(len(entries))}, {show_size(size)} of {show_size(limit)} ({compiled.LIMIT})"
     rows = [COLUMNS, *(_row(entry) for entry in entries)] if entries else []
-    return told, "\n".join([str(compiled.folder() or "nothing is kept: there is no home folder"), *_table(rows), total])
+    return told, "\n".join([str(compiled.folder() or "nothing is kept: there is no home folder"), *table(rows), total])
 
 
 def _cleared() -> tuple[dict[str, Any], str]:
@@ -65,7 +65,8 @@ def _row(entry: Entry) -> Sequence[str]:
     return [*map(str, told), show_size(entry.size), used]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines, with cells below one another."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
