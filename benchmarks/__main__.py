@@ -7,13 +7,24 @@ from typing import Any
 
 import click
 
-from benchmarks import attributes, cache, export, gallery, matrix, memory, parity, record, start, tables, tiling
+from benchmarks import attributes, cache, export, gallery, matrix, memory, parity, record, speed, start, tables, tiling
 from ovenbird import Pipeline
 from ovenbird.backends import BACKENDS
 from ovenbird.bundle import COMPONENTS
+from ovenbird.errors import OvenbirdError
 
 
-@click.group()
+class Commands(click.Group):
+    """What is wrong with what was asked for needs no traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OvenbirdError as error:
+            raise click.ClickException(f"{error}\nhint: {error.hint}" if error.hint else str(error)) from error
+
+
+@click.group(cls=Commands)
 def main() -> None:
     """Measure, print a table, and keep a JSON record in benchmarks/records."""
 
@@ -159,4 +170,8 @@ def tables_() -> None:
     tables.write()
 
 
-main()
+for command in (speed.compare_, speed.variants_, speed.cold_, speed.scaling_):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()

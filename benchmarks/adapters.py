@@ -72,6 +72,13 @@ class Ovenbird:
         )
         return self.pipeline.generate(request, lambda event: told() if isinstance(event, Step) else None).images
 
+    def stages(self) -> dict[str, float]:
+        """Seconds so far."""
+        spent = self.pipeline.timings
+        texts = sum(spent.sum(name) for name in spent.seconds if name.startswith("text_encoder"))
+        decoder = sum(spent.sum(name) for name in spent.seconds if name.endswith("vae_decoder"))
+        return {"text encoder": texts, "steps": spent.sum("step"), "VAE": decoder}
+
     def ran(self) -> dict[str, Any]:
         report = self.pipeline.report()
         return {"precision": report.precision["unet"], "cache": report.compile_cache["unet"], "report": asdict(report)}
@@ -190,7 +197,8 @@ def run(told: dict[str, Any]) -> children.Answer:
     if told["warm_up"]:
         adapter.draw(Wish(**{**told["wishes"][0], "steps": 1}), lambda: None)
         found["warm_s"] = clock.now()
-    before = children.peak_mib()
+    stages = getattr(adapter, "stages", dict)  # peers tell none
+    spent, before = stages(), children.peak_mib()
     counts_anew = children.forget_peak()
     found["pictures_s"] = []
     for number, wish in enumerate(wishes):
@@ -200,7 +208,8 @@ def run(told: dict[str, Any]) -> children.Answer:
         if told["pictures"]:
             images[0].save(Path(told["pictures"]) / f"{number}.png")
         found.setdefault("png_s", clock.now())
-    drawing = children.peak_mib()
+    drawing, drawn = children.peak_mib(), sum(wish.pictures for wish in wishes)
+    found["stages_s"] = {name: (seconds - spent[name]) / drawn for name, seconds in stages().items()}
     peaks = [peak for peak in (before, drawing) if peak]
     found |= {"peak_mib": max(peaks, default=None), "drawing_peak_mib": drawing if counts_anew else None}
     return {**found, "first_step_s": clock.first, **adapter.ran()}

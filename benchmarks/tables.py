@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import speed_tables
+from benchmarks.markdown import table
 from benchmarks.memory import what as memory_label
 from benchmarks.record import read
 from ovenbird.schedulers import SAMPLERS
@@ -23,7 +25,7 @@ def samplers() -> str:
         "Labels are those of web UIs, where they have the sampler. A suffix chooses the noise levels: `euler_karras`,\n"
         "labelled Euler Karras. A label or a class will do as NAME, too."
     )
-    return f"{_table(['name', 'label', 'in diffusers', 'also with'], rows)}\n\n{notes}"
+    return f"{table(['name', 'label', 'in diffusers', 'also with'], rows)}\n\n{notes}"
 
 
 def figures() -> str:
@@ -54,7 +56,7 @@ def figures() -> str:
         ],
         ["reconstruction of held-out pictures", f"{vae['mean_db']:.1f} dB", "`python -m benchmarks vae`"],
     ]
-    return _table(["what", "measured", "by"], rows)
+    return table(["what", "measured", "by"], rows)
 
 
 def scores() -> str:
@@ -62,10 +64,10 @@ def scores() -> str:
     found = read("attributes")
     rows = ["default settings", "without guidance", "shuffled captions", "reader on rendered pictures"]
     names = list(found[rows[0]])
-    table = _table(["", *names], [[row, *(f"{found[row][name]:.3f}" for name in names)] for row in rows])
+    shares = table(["", *names], [[row, *(f"{found[row][name]:.3f}" for name in names)] for row in rows])
     night = found["share of night pictures"]
     said = "; ".join(f"{name}: {share:.0%}" for name, share in night.items())
-    return f"{table}\n\nShare of night pictures among prompts that leave the time open: {said}."
+    return f"{shares}\n\nShare of night pictures among prompts that leave the time open: {said}."
 
 
 FAMILIES = {
@@ -91,7 +93,7 @@ def matrix() -> str:
         files = [suffix for suffix in (".safetensors", ".ckpt") if (suffix, LAYOUTS.get(family)) in passed]
         sources = ["folder"] * bool(variants) + ["Hub"] * (("OWNER/NAME", family) in passed)
         rows.append([label, ", ".join([*sources, *(f"`{suffix}`" for suffix in files)]), ", ".join(variants)])
-    return _table(["family", "from", "variants, each as IR and ONNX"], rows)
+    return table(["family", "from", "variants, each as IR and ONNX"], rows)
 
 
 def exports() -> str:
@@ -106,7 +108,7 @@ def exports() -> str:
         for source, exports in read("export").items()
         for what, row in exports.items()
     ]
-    return _table(["export", "time", "memory", "on disk"], rows)
+    return table(["export", "time", "memory", "on disk"], rows)
 
 
 def memory() -> str:
@@ -123,7 +125,7 @@ def memory() -> str:
         for row in found["runs"].values()
         if "keep" in row and "measured_mib" in row
     ]
-    return _table(["model", "run", "cache", "foreseen", "measured"], rows)
+    return table(["model", "run", "cache", "foreseen", "measured"], rows)
 
 
 def tiling() -> str:
@@ -139,7 +141,7 @@ def tiling() -> str:
         ]
         for row in read("tiling")["rows"]
     ]
-    return _table(["picture", "tile", "mean", "worst picture", "largest", "mean of tiles alone"], rows)
+    return table(["picture", "tile", "mean", "worst picture", "largest", "mean of tiles alone"], rows)
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -150,6 +152,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "matrix": matrix,
     "exports": exports,
     "memory": memory,
+    **speed_tables.PARTS,
 }
 DOCUMENTS = (ROOT / "README.md", ROOT / "models" / "nestling" / "README.md")
 
@@ -172,8 +175,3 @@ def write() -> None:
 
 def _seconds(row: dict[str, float]) -> str:
     return f"{row['median_s']:.1f} s ({row['min_s']:.1f} to {row['max_s']:.1f})"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
