@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ STARTS = {
     "openvino-genai with its cache, first start": THEIRS_KEPT,
     "openvino-genai with its cache, second start": THEIRS_KEPT,
 }
-"""A round: each cache is new in it, empty at a contestant's first start and filled by that for the second."""
+"""A round: each cache is empty at a contestant's first start, and filled by that for the second."""
+SECOND = "second start"
 POINTS = ("loaded_s", "first_step_s", "png_s")
 
 
@@ -32,8 +34,10 @@ def measure(bundle: Bundle, wish: Wish, *, rounds: int, scratch: Path, ask: Ask 
 
     def run(name: str, number: int) -> Answer:
         contestant = STARTS[name]
-        place = scratch / f"{contestant.label}-{number}"
-        place.mkdir(exist_ok=True)
+        place = scratch / contestant.label
+        if not name.endswith(SECOND):
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
         told = environment(None) | {"OVENBIRD_CACHE": str(place / "cache")}
         return ask("benchmarks.adapters", job(contestant, bundle.path, [wish], warm_up=False, pictures=place), told)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -68,6 +69,7 @@ def measure(
         return ask("benchmarks.adapters", job(contestant, folder, [wish], warm_up=True, pictures=pictures), told)
 
     exact = run(EXACT, bundles[0].path, 0)
+    shutil.rmtree(scratch / "cache", ignore_errors=True)  # gigabytes that nobody needs again
     places = {each.label: each.folder(bundles, source) for each in contestants}
     able = {each.label: each for each in contestants if isinstance(places[each.label], Path)}
     answers = children.in_turn(able, rounds, lambda label, k: run(able[label], Path(places[label]), k))

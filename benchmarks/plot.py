@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs"
-MOST_DB = 60
-"""Beyond that nobody sees, nor is interested in, a difference."""
+LEAST_DB, MOST_DB = 10, 60
+"""Of the colours; beyond the most nobody sees a difference."""
 
 
 def path_of(title: str) -> Path:
@@ -31,30 +31,26 @@ def check() -> None:
 
 def draw(title: str, rows: Mapping[str, Any], path: Path) -> None:
     """Seconds to the right, memory upwards, PSNR as colour; who failed is not there."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = {label: row for label, row in rows.items() if "seconds" in row}
-    figure = Figure(figsize=(9, 6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(
-        title=title, xlabel="seconds a picture (median, and the range of the rounds)", ylabel="peak memory, GiB"
-    )
+    figure = Figure(figsize=(10, 5.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="seconds a picture: median and range", ylabel="peak memory, GiB")
     axes.grid(visible=True, alpha=0.3)
-    colours = None
-    for label, row in drawn.items():
+    drawn = {label: row for label, row in rows.items() if "seconds" in row}
+    for number, (label, row) in enumerate(drawn.items(), 1):
         seconds, memory = row["seconds"], row["again"]["peak_mib"]["median"] / 1024
-        sides = [[seconds["median"] - seconds["min"]], [seconds["max"] - seconds["median"]]]
-        axes.errorbar(seconds["median"], memory, xerr=sides, fmt="none", ecolor="gray", zorder=1)
-        decibels = min(row.get("psnr_db", 0), MOST_DB)
-        marker = "o" if row["library"] == "ovenbird" else "s"
+        place = (seconds["median"], memory)
+        axes.plot([seconds["min"], seconds["max"]], [memory, memory], color="gray", zorder=1)
+        look = {"marker": "o" if row["library"] == "ovenbird" else "s", "edgecolors": "black", "s": 80}
+        decibels = [min(row["psnr_db"], MOST_DB)] if "psnr_db" in row else [LEAST_DB]
         colours = axes.scatter(
-            seconds["median"], memory, 90, [decibels], marker, vmin=10, vmax=MOST_DB, edgecolors="black", zorder=2
+            *place, c=decibels, vmin=LEAST_DB, vmax=MOST_DB, **look, label=f"{number}  {label}", zorder=2
         )
-        axes.annotate(label, (seconds["median"], memory), (7, 6), textcoords="offset points", fontsize=9)
+        side = -1 if number % 2 else 1  # neighbours of one place do not hide each other
+        axes.annotate(str(number), place, (0, 9 * side), textcoords="offset points", ha="center", va="center")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.margins(0.15)
-    if colours is not None:
-        figure.colorbar(colours, label=f"PSNR against float32, dB; {MOST_DB} and more look alike")
+    if drawn:
+        figure.colorbar(colours, label=f"PSNR against float32, dB; above {MOST_DB} all look alike")
+        figure.legend(loc="outside right upper", fontsize=9)
     figure.savefig(path, metadata={"Software": None})

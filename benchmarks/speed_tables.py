@@ -17,8 +17,19 @@ Row = dict[str, Any]
 def comparison(figures: Row) -> str:
     """Of one comparison."""
     reference = figures["settings"]["reference"]
-    header = ["", "runs in", "seconds a picture", f"of {reference}'s", "ready after", "peak memory", "PSNR", "SSIM"]
-    return table(header, [[label, *_drawn(row, _contestant)] for label, row in figures["rows"].items()])
+    header = [
+        "",
+        "weights",
+        "floats in",
+        "seconds a picture",
+        f"of {reference}'s",
+        "ready after",
+        "peak memory",
+        "PSNR",
+        "SSIM",
+    ]
+    rows = [[label, row["weights"], *_drawn(row, _contestant)] for label, row in figures["rows"].items()]
+    return table([*header, "PSNR", "SSIM"], rows)
 
 
 def _contestant(row: Row) -> list[str]:
@@ -35,7 +46,7 @@ def _contestant(row: Row) -> list[str]:
 
 def variants(figures: Row) -> str:
     """Of one model's variants and presets."""
-    header = ["", "runs in", "seconds a picture", "text, steps, VAE", "first, median step", "peak memory", "on disk"]
+    header = ["", "floats in", "seconds a picture", "text, steps, VAE", "first, median step", "peak memory", "on disk"]
     header += ["PSNR", "least", "SSIM", "least", *["attributes"] * bool(figures["settings"]["captions"])]
     return table(header, [[label, *_drawn(row, _variant)] for label, row in figures["rows"].items()])
 
@@ -56,7 +67,7 @@ def _variant(row: Row) -> list[str]:
 
 def starts(figures: Row) -> str:
     """Of the starts with one model."""
-    header = ["seconds from the start of the process", "runs in", "loaded", "first step", "PNG", "peak memory"]
+    header = ["seconds from the start of the process", "floats in", "loaded", "first step", "PNG", "peak memory"]
     return table(header, [[label, *_drawn(row, _start)] for label, row in figures["rows"].items()])
 
 
@@ -67,7 +78,7 @@ def _start(row: Row) -> list[str]:
 
 def scales(figures: Row) -> str:
     """Of threads, batches and sizes with one model."""
-    header = ["threads", "batch", "size", "runs in", "seconds a picture", "minutes", "pictures an hour a thread"]
+    header = ["threads", "batch", "size", "floats in", "seconds a picture", "minutes", "pictures an hour a thread"]
     cases = [
         [str(row["threads"]), str(row["batch"]), f"{row['size']}x{row['size']}", *_drawn(row, _scale)]
         for row in figures["rows"].values()
