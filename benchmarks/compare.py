@@ -66,7 +66,11 @@ def measure(
         pictures = _pictures(scratch, contestant.label, number)
         pictures.mkdir(parents=True)
         told = environment(isa) | {"OVENBIRD_CACHE": str(scratch / "cache" / contestant.label)}
-        return ask("benchmarks.adapters", job(contestant, folder, [wish], warm_up=True, pictures=pictures), told)
+        return ask(
+            "benchmarks.adapters",
+            job(contestant, folder, [wish], warm_up=contestant is not EXACT, pictures=pictures),
+            told,
+        )
 
     exact = run(EXACT, bundles[0].path, 0)
     shutil.rmtree(scratch / "cache", ignore_errors=True)  # gigabytes that nobody needs again

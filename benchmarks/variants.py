@@ -52,7 +52,7 @@ def measure(
         pictures = scratch / contestant.label / str(number)
         pictures.mkdir(parents=True)
         told = environment(None) | {"OVENBIRD_CACHE": str(scratch / "cache")}
-        given = job(contestant, bundle.path, list(wanted), warm_up=True, pictures=pictures)
+        given = job(contestant, bundle.path, list(wanted), warm_up=contestant is not EXACT, pictures=pictures)
         return ask("benchmarks.adapters", given, told)
 
     def pngs(label: str) -> list[Path]:
