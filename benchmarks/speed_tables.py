@@ -17,17 +17,7 @@ Row = dict[str, Any]
 def comparison(figures: Row) -> str:
     """Of one comparison."""
     reference = figures["settings"]["reference"]
-    header = [
-        "",
-        "weights",
-        "floats in",
-        "seconds a picture",
-        f"of {reference}'s",
-        "ready after",
-        "peak memory",
-        "PSNR",
-        "SSIM",
-    ]
+    header = ["", "weights", "floats in", "seconds a picture", f"of {reference}'s", "ready after", "peak memory"]
     rows = [[label, row["weights"], *_drawn(row, _contestant)] for label, row in figures["rows"].items()]
     return table([*header, "PSNR", "SSIM"], rows)
 

@@ -128,6 +128,12 @@ def test_a_contestant_that_fails_or_cannot_start_is_a_row(bundle: Bundle, tmp_pa
 
 def test_pictures_are_compared_with_float32(bundle: Bundle, tmp_path: Path) -> None:
     row = measured(bundle, tmp_path, Fake(), OURS)["rows"]["ours"]
+    figures = {"settings": {"reference": "theirs"}, "rows": {"ours": {**row, "ratio": row["seconds"]}}}
+    header, _, cells = (
+        [cell.strip() for cell in line.split("|")] for line in speed_tables.comparison(figures).split("\n")
+    )
+    assert len(set(header)) == len(header) - 2  # two ends, and one cell without a name
+    assert dict(zip(header, cells, strict=True))["SSIM"] == f"{row['ssim']:.3f}"
     assert row["psnr_db"] == row["least_psnr_db"] == pytest.approx(20 * np.log10(255 / 10))
     row = measured(bundle, tmp_path / "other", Fake(lambda job, count: 1.0 if count else "dead"), OURS)["rows"]["ours"]
     assert row == {**row, "error": "dead"}
