@@ -36,6 +36,7 @@ def draw(title: str, rows: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 5.5), dpi=100, layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="seconds a picture: median and range", ylabel="peak memory, GiB")
     axes.grid(visible=True, alpha=0.3)
+    axes.margins(0.1)
     drawn = {label: row for label, row in rows.items() if "seconds" in row}
     for number, (label, row) in enumerate(drawn.items(), 1):
         seconds, memory = row["seconds"], row["again"]["peak_mib"]["median"] / 1024
