@@ -98,16 +98,16 @@ def measure(
 def summary(answers: Sequence[Answer], reference: Sequence[Answer]) -> dict[str, Any]:
     """Medians and spreads; ratios are of one round each, since what disturbs a machine comes and goes.
 
-    The first round, which may find nothing in a cache, is apart from those ``again``.
+    The first round, which may find nothing in a cache, is apart from those ``again``: None of one round.
     """
     seconds, theirs = _seconds(answers), _seconds(reference)
-    again = answers[1:] or answers
+    points, again = ("warm_s", "peak_mib"), answers[1:]
     return {
         "seconds": children.spread(seconds),
         "ratio": children.spread(a / b for a, b in zip(seconds, theirs, strict=False)) if theirs else None,
         "precision": answers[-1]["precision"],
-        "first": {name: answers[0][name] for name in ("warm_s", "peak_mib")},
-        "again": {name: children.spread(each[name] for each in again) for name in ("warm_s", "peak_mib")},
+        "first": {name: answers[0][name] for name in points},
+        "again": {name: children.spread(each[name] for each in again) for name in points} if again else None,
         "drawing_peak_mib": answers[-1]["drawing_peak_mib"],
         "report": answers[-1].get("report"),
         "rounds": [{name: value for name, value in each.items() if name != "report"} for each in answers],

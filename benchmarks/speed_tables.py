@@ -28,8 +28,8 @@ def _contestant(row: Row) -> list[str]:
         row["precision"],
         _spread(row["seconds"]),
         _spread(row["ratio"]) if row["ratio"] else "",
-        f"{first['warm_s']:.1f}, then {again['warm_s']['median']:.1f} s",
-        f"{_gib(first['peak_mib'])}, then {_gib(again['peak_mib']['median'])} GiB",
+        f"{first['warm_s']:.1f}" + (f", then {again['warm_s']['median']:.1f} s" if again else " s"),
+        _gib(first["peak_mib"]) + (f", then {_gib(again['peak_mib']['median'])} GiB" if again else " GiB"),
         *_likeness(row, "psnr_db", "ssim"),
     ]
 

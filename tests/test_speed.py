@@ -139,6 +139,13 @@ def test_pictures_are_compared_with_float32(bundle: Bundle, tmp_path: Path) -> N
     assert row == {**row, "error": "dead"}
 
 
+def test_one_round_has_no_later_ones(bundle: Bundle, tmp_path: Path) -> None:
+    figures = measured(bundle, tmp_path, Fake(), OURS, THEIRS, rounds=1)
+    assert figures["rows"]["ours"]["again"] is None
+    assert "then" not in speed_tables.comparison(figures)
+    assert plot._peak_mib(figures["rows"]["ours"]) == 2048.0
+
+
 def test_a_limit_of_instructions_reaches_every_child(bundle: Bundle, tmp_path: Path) -> None:
     fake = Fake()
     compare.measure([bundle], [OURS, THEIRS], WISH, rounds=1, scratch=tmp_path, isa="AVX2_VNNI", ask=fake)
