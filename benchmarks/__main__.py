@@ -17,6 +17,7 @@ from benchmarks import (
     parity,
     record,
     roofline,
+    speed,
     start,
     tables,
     tiling,
@@ -24,9 +25,20 @@ from benchmarks import (
 from ovenbird import Pipeline
 from ovenbird.backends import BACKENDS
 from ovenbird.bundle import COMPONENTS
+from ovenbird.errors import OvenbirdError
 
 
-@click.group()
+class Commands(click.Group):
+    """What is wrong with what was asked for needs no traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OvenbirdError as error:
+            raise click.ClickException(f"{error}\nhint: {error.hint}" if error.hint else str(error)) from error
+
+
+@click.group(cls=Commands)
 def main() -> None:
     """Measure, print a table, and keep a JSON record in benchmarks/records."""
 
@@ -186,4 +198,8 @@ def tables_() -> None:
     tables.write()
 
 
-main()
+for command in (speed.compare_, speed.variants_, speed.cold_, speed.scaling_):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()

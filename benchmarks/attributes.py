@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import children
 from ovenbird import Pipeline, Request
 from ovenbird_export.attributes import Caption, Exam, Reader, Scores, Values, readings, score
 
@@ -33,6 +35,14 @@ def at_guidance(pipeline: Pipeline, count: int, guidance_scale: float) -> Scores
     exam = held_out(count)
     wishes = [replace(wish, guidance_scale=guidance_scale) for wish in exam.requests()]
     return score(readings(pipeline, Reader(exam, pipeline.backend), wishes), exam.captions)
+
+
+def of_settings(told: dict[str, Any]) -> dict[str, Any]:
+    """For ``children.ask``: the scores of a folder opened with some settings, and the seconds that this took."""
+    pipeline, exam = Pipeline.open(told["folder"], **told["settings"]), held_out(told["captions"])
+    began = time.perf_counter()
+    scores = score(readings(pipeline, Reader(exam, pipeline.backend), exam.requests()), exam.captions)
+    return {"scores": scores, "seconds": time.perf_counter() - began}
 
 
 def measure(pipeline: Pipeline, count: int, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -95,3 +105,7 @@ def reconstruction(pipeline: Pipeline, count: int) -> list[float]:
         error = np.clip((again + 1) * 127.5, 0, 255).round() - picture
         values.append(float(10 * np.log10(255**2 / np.mean(error**2))))
     return values
+
+
+if __name__ == "__main__":
+    children.answer(of_settings)

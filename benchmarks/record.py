@@ -13,7 +13,21 @@ import click
 from ovenbird import __version__, machine
 
 FOLDER = Path(__file__).parent / "records"
-PACKAGES = ("numpy", "openvino", "onnxruntime", "onnx", "nncf", "tokenizers", "torch", "diffusers", "transformers")
+PACKAGES = (
+    "numpy",
+    "openvino",
+    "openvino-genai",
+    "onnxruntime",
+    "onnx",
+    "nncf",
+    "tokenizers",
+    "torch",
+    "diffusers",
+    "transformers",
+    "optimum",
+    "optimum-intel",
+    "optimum-onnx",
+)
 
 
 def read(name: str) -> dict[str, Any]:
@@ -27,11 +41,12 @@ def write(name: str, figures: dict[str, Any]) -> None:
     """Keep the figures as ``records/<name>.json``."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
-    path.write_text(json.dumps({"figures": figures, "machine": _machine()}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"figures": figures, "machine": machine_facts()}, indent=2) + "\n", encoding="utf-8")
     click.echo(f"record: {path}", err=True)
 
 
-def _machine() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
+    """What figures depend on beside the code."""
     return {
         "cpu": machine.cpu_name(),
         "cores": machine.usable_cores(),

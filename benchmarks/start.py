@@ -8,9 +8,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from subprocess import DEVNULL, PIPE
 from typing import Any
+
+from benchmarks import children
 
 DEMO = Path(__file__).resolve().parents[1] / "demo.py"
 COMMAND = [sys.executable, str(DEMO), "--prompt", "a red house in the snow at night", "--seed", "1"]
@@ -39,4 +40,4 @@ def _seconds(folder: Path) -> float:
 
 
 def _summary(values: list[float]) -> dict[str, float]:
-    return {"median_s": median(values), "min_s": min(values), "max_s": max(values)}
+    return {f"{name}_s": value for name, value in children.spread(values).items()}

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import speed_tables
+from benchmarks.markdown import table
 from benchmarks.memory import what as memory_label
 from benchmarks.record import read
 from benchmarks.roofline import GROUPS, REST
@@ -25,7 +27,7 @@ def samplers() -> str:
         "Labels are those of web UIs, where they have the sampler. A suffix chooses the noise levels: `euler_karras`,\n"
         "labelled Euler Karras. A label or a class will do as NAME, too."
     )
-    return f"{_table(['name', 'label', 'in diffusers', 'also with'], rows)}\n\n{notes}"
+    return f"{table(['name', 'label', 'in diffusers', 'also with'], rows)}\n\n{notes}"
 
 
 def figures() -> str:
@@ -56,7 +58,7 @@ def figures() -> str:
         ],
         ["reconstruction of held-out pictures", f"{vae['mean_db']:.1f} dB", "`python -m benchmarks vae`"],
     ]
-    return _table(["what", "measured", "by"], rows)
+    return table(["what", "measured", "by"], rows)
 
 
 def scores() -> str:
@@ -64,10 +66,10 @@ def scores() -> str:
     found = read("attributes")
     rows = ["default settings", "without guidance", "shuffled captions", "reader on rendered pictures"]
     names = list(found[rows[0]])
-    table = _table(["", *names], [[row, *(f"{found[row][name]:.3f}" for name in names)] for row in rows])
+    shares = table(["", *names], [[row, *(f"{found[row][name]:.3f}" for name in names)] for row in rows])
     night = found["share of night pictures"]
     said = "; ".join(f"{name}: {share:.0%}" for name, share in night.items())
-    return f"{table}\n\nShare of night pictures among prompts that leave the time open: {said}."
+    return f"{shares}\n\nShare of night pictures among prompts that leave the time open: {said}."
 
 
 FAMILIES = {
@@ -93,7 +95,7 @@ def matrix() -> str:
         files = [suffix for suffix in (".safetensors", ".ckpt") if (suffix, LAYOUTS.get(family)) in passed]
         sources = ["folder"] * bool(variants) + ["Hub"] * (("OWNER/NAME", family) in passed)
         rows.append([label, ", ".join([*sources, *(f"`{suffix}`" for suffix in files)]), ", ".join(variants)])
-    return _table(["family", "from", "variants, each as IR and ONNX"], rows)
+    return table(["family", "from", "variants, each as IR and ONNX"], rows)
 
 
 def exports() -> str:
@@ -108,7 +110,7 @@ def exports() -> str:
         for source, exports in read("export").items()
         for what, row in exports.items()
     ]
-    return _table(["export", "time", "memory", "on disk"], rows)
+    return table(["export", "time", "memory", "on disk"], rows)
 
 
 def memory() -> str:
@@ -125,7 +127,7 @@ def memory() -> str:
         for row in found["runs"].values()
         if "keep" in row and "measured_mib" in row
     ]
-    return _table(["model", "run", "cache", "foreseen", "measured"], rows)
+    return table(["model", "run", "cache", "foreseen", "measured"], rows)
 
 
 def roofline() -> str:
@@ -158,7 +160,7 @@ def shares(models: dict[str, Any]) -> str:
         + f" GFLOP/s; {found['gb_per_s']:.1f} GB/s."
         for model, found in models.items()
     ]
-    return _table(header, rows) + "\n\nMeasured peaks. " + "\n".join(said)
+    return table(header, rows) + "\n\nMeasured peaks. " + "\n".join(said)
 
 
 def groups(models: dict[str, Any]) -> str:
@@ -168,7 +170,7 @@ def groups(models: dict[str, Any]) -> str:
         [name, *(f"{row['groups'].get(group, {'seconds': 0})['seconds'] / row['mean_s']:.0%}" for group in names)]
         for name, row in _components(models)
     ]
-    return _table(["share of a call", *names], rows)
+    return table(["share of a call", *names], rows)
 
 
 def _components(models: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -196,7 +198,7 @@ def tiling() -> str:
         ]
         for row in read("tiling")["rows"]
     ]
-    return _table(["picture", "tile", "mean", "worst picture", "largest", "mean of tiles alone"], rows)
+    return table(["picture", "tile", "mean", "worst picture", "largest", "mean of tiles alone"], rows)
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -208,6 +210,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "exports": exports,
     "memory": memory,
     "roofline": roofline,
+    **speed_tables.PARTS,
 }
 DOCUMENTS = (ROOT / "README.md", ROOT / "models" / "nestling" / "README.md")
 
@@ -230,8 +233,3 @@ def write() -> None:
 
 def _seconds(row: dict[str, float]) -> str:
     return f"{row['median_s']:.1f} s ({row['min_s']:.1f} to {row['max_s']:.1f})"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

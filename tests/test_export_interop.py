@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ pytest.importorskip("optimum")
 
 import export_tiny  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import adapters  # noqa: E402
+from benchmarks.adapters import LIBRARIES  # noqa: E402
 from ovenbird import Pipeline, Request  # noqa: E402
 from ovenbird.backends import BACKENDS  # noqa: E402
 from ovenbird_export.export import Wish, export_folder  # noqa: E402
@@ -78,6 +82,17 @@ def learns_as_ours(folder: Path, exported: Path, *backends: str) -> None:
 
 def generator() -> Any:
     return torch.Generator("cpu").manual_seed(SEED)
+
+
+@pytest.mark.parametrize("library", ["ovenbird", "openvino-genai", "optimum-intel", "optimum-onnx"])
+def test_all_that_are_compared_draw_one_picture(exported: Path, library: str) -> None:
+    pytest.importorskip(LIBRARIES[library].module)
+    adapter = LIBRARIES[library].adapter(exported, 64, {})
+    steps: list[None] = []
+    (found,) = adapter.draw(adapters.Wish(PROMPT, 4, 64, SEED, WISH["guidance_scale"]), lambda: steps.append(None))
+    agree(found, ours(exported, "openvino", width=64, num_inference_steps=4))
+    assert len(steps) in (4, 5)  # PLMS calls the U-Net once more, which not all count as a step
+    assert adapter.ran()["precision"] in ("f32", "bf16")
 
 
 def test_openvino_genai_generates_from_our_folder(exported: Path) -> None:
