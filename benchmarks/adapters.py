@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import children
+from ovenbird import machine
 
 IR, ONNX = "openvino_model.xml", "model.onnx"
 
@@ -198,7 +199,7 @@ def run(told: dict[str, Any]) -> children.Answer:
         adapter.draw(Wish(**{**told["wishes"][0], "steps": 1}), lambda: None)
         found["warm_s"] = clock.now()
     stages = getattr(adapter, "stages", dict)  # peers tell none
-    spent, before = stages(), children.peak_mib()
+    spent, before = stages(), machine.peak_rss_mib()
     counts_anew = children.forget_peak()
     found["pictures_s"] = []
     for number, wish in enumerate(wishes):
@@ -208,7 +209,7 @@ def run(told: dict[str, Any]) -> children.Answer:
         if told["pictures"]:
             images[0].save(Path(told["pictures"]) / f"{number}.png")
         found.setdefault("png_s", clock.now())
-    drawing, drawn = children.peak_mib(), sum(wish.pictures for wish in wishes)
+    drawing, drawn = machine.peak_rss_mib(), sum(wish.pictures for wish in wishes)
     found["stages_s"] = {name: (seconds - spent[name]) / drawn for name, seconds in stages().items()}
     peaks = [peak for peak in (before, drawing) if peak]
     found |= {"peak_mib": max(peaks, default=None), "drawing_peak_mib": drawing if counts_anew else None}

@@ -65,20 +65,6 @@ def spread(values: Iterable[float]) -> Spread:
     return {"median": median(known), "min": known[0], "max": known[-1]}
 
 
-def peak_mib() -> float | None:
-    """The most memory this process has held, or has held since ``forget_peak``.
-
-    Not ``ru_maxrss``: a child's begins with what its parent held.
-    """
-    try:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    except OSError:  # not Linux
-        from ovenbird import machine
-
-        return machine.peak_rss_mib()
-
-
 def forget_peak() -> bool:
     """Let the peak count from now on; whether the system can."""
     try:

@@ -46,6 +46,8 @@ CONTESTANTS = (
     Contestant("ovenbird, one stage at a time", "ovenbird", settings={"keep": False}),
     Contestant("ovenbird, f32", "ovenbird", settings={"inference_precision": "f32"}),
     Contestant("ovenbird, int8", "ovenbird", "int8"),
+    Contestant("ovenbird, balanced", "ovenbird", "int8", {"preset": "balanced"}),
+    Contestant("ovenbird, fast", "ovenbird", "int8", {"preset": "fast"}),
     Contestant("ovenbird, ONNX Runtime", "ovenbird", settings={"backend": "onnxruntime"}),
     Contestant("openvino-genai", "openvino-genai"),
     Contestant("openvino-genai, cache", "openvino-genai", settings={"cache": True}),

@@ -83,3 +83,24 @@ def test_memory_that_is_given_back_is_gone() -> None:
     del block
     machine.give_back()
     assert machine.resident() < before + (10 << 20)
+
+
+def test_the_peak_is_this_process_own(kernel: Path) -> None:
+    (kernel / "proc/self/status").write_text("Name:\tpython\nVmHWM:\t 2097152 kB\nVmRSS:\t 1024 kB\n")
+    assert machine.peak_rss_mib() == 2048
+
+
+def test_where_the_kernel_says_no_peak_it_is_still_told(kernel: Path) -> None:
+    (kernel / "proc/self/status").write_text("Name:\tpython\n")
+    found = machine.peak_rss_mib()
+    assert found is None or found > 10
+
+
+@pytest.mark.parametrize(("limit", "left"), [("", True), ("avx512_core_bf16", True), ("AVX512_CORE_VNNI", False)])
+def test_a_limit_may_hide_bf16(limit: str, left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert machine.leaves_bf16() is left
+    if not left:
+        from ovenbird.backends import create
+
+        assert create("openvino").best_precision("fp16") == "f32"

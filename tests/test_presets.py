@@ -47,7 +47,7 @@ def test_exact_edits_give_the_same_picture(plain: np.ndarray) -> None:
     assert like(picture({"exact": ()})[0], plain)
 
 
-@pytest.mark.parametrize("ways", [{"pool_attention": True}, {"reuse_every": 2}, {"reuse_every": 2, "reuse_depth": 1}])
+@pytest.mark.parametrize("ways", [{"pool_attention": "all"}, {"reuse_every": 2}, {"reuse_every": 2, "reuse_depth": 1}])
 def test_shortcuts_give_another_picture_that_is_like_it(ways: dict[str, Any], plain: np.ndarray) -> None:
     found, _ = picture(ways)
     assert 0 < np.abs(found - plain).mean() < 25
@@ -166,7 +166,7 @@ def test_presets_differ_and_say_how(name: str) -> None:
 
 
 def test_what_is_given_goes_before_the_preset() -> None:
-    made = pipeline(preset="fast", precision="fp16", reuse_every=1, pool_attention=False)
+    made = pipeline(preset="fast", precision="fp16", reuse_every=1, pool_attention="off")
     assert made.shortcuts == Shortcuts(guidance_interval=PRESETS["fast"].shortcuts.guidance_interval)
 
 

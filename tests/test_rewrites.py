@@ -150,6 +150,14 @@ def test_pooled_attention_of_equal_cells_changes_nothing() -> None:
     assert np.abs(run(model, x)[0] - wanted).max() < 0.05  # the mean of what is quantised is quantised again
 
 
+def test_where_nothing_attends_nothing_is_pooled() -> None:
+    assert rewrites.pool_keys(upsampling(4, 4)) == 0
+    x = ops.parameter([1, 4, 8, 8], np.float32)
+    deep = ops.parameter([1, 4, 8, 8], np.float32)
+    model = ov.Model([ops.concat([ops.relu(ops.concat([deep, x], 1)), x], 1)], [x, deep])
+    assert rewrites.edited(model, Edits(pooled=True, depth=1, shallow=True)).inputs[-1].any_name == DEEP
+
+
 @pytest.mark.parametrize("size", [(3, 4), (4, 3), (1, 2)])
 def test_cells_that_are_not_even_are_not_pooled(size: tuple[int, int]) -> None:
     model, _ = attention(*size)

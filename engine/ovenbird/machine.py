@@ -21,6 +21,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("avx512_core_fp16", "avx10_1_512"), ("avx512_vnni", "avx_vnni")),
 }
 """Limit of oneDNN -> which of those it leaves; others leave all."""
+WITHOUT_BF16 = ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni")
+"""Limits that leave no products of bf16, which oneDNN then does by way of float32: 3 times slower than that."""
 CPUS, SIBLINGS = Path("/sys/devices/system/cpu"), "topology/thread_siblings_list"
 
 
@@ -72,8 +74,17 @@ def quick_at_eight_bits() -> str | None:
     return next((name for name in instruction_sets() if name in allowed), None)
 
 
+def leaves_bf16() -> bool:
+    """Whether oneDNN may use instructions for bf16, if the processor has them."""
+    return isa_limit() not in WITHOUT_BF16
+
+
 def peak_rss_mib() -> float | None:
     """The most memory this process has held, in MiB; None where it cannot be read."""
+    with suppress(OSError, ValueError):  # what ru_maxrss says is never less than what the parent held
+        lines = dict(line.split(":", 1) for line in (PROC / "self/status").read_text().splitlines())
+        if "VmHWM" in lines:
+            return int(lines["VmHWM"].split()[0]) / 1024
     try:
         import resource
     except ImportError:  # Windows

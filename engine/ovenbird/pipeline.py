@@ -176,7 +176,7 @@ class Pipeline:
             runtime = create(backend or DEFAULT_BACKEND, device, threads)  # what is wrong with these stops here
             choice = Choice("")
             if precision == AUTO or eight_bits:
-                pools = ways.edits.pooled or bool(ways.edits.depth)
+                pools = not ways.exactly
                 bundle, choice = choose_model(model, Leeway(backend, threads, device, pools), offline=offline)
                 if (choice.backend, choice.threads) != (runtime.name, threads):
                     runtime = create(choice.backend, device, choice.threads)

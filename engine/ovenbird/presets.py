@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ovenbird.backends import EXACT, Edits
+from ovenbird.backends import EXACT, SHALLOW, Edits
 from ovenbird.errors import RequestError
 from ovenbird.request import check_interval
 
 WHOLE = (0.0, 1.0)
+POOLED = ("off", "shallow", "all")
+"""Nowhere, in the steps in which only the outermost layers run, or in all."""
 MOST_REUSE = 10
 
 
@@ -23,8 +25,8 @@ class Shortcuts:
 
     exact: tuple[str, ...] = EXACT
     """Changes of graphs that only round otherwise."""
-    pool_attention: bool = False
-    """Whether the U-Net's widest self-attentions look at the means of 2x2 cells: at a quarter as many."""
+    pool_attention: str = "off"
+    """Where the U-Net's widest self-attentions look at means of 2x2 cells, a quarter as many: a word of ``POOLED``."""
     reuse_every: int = 1
     """At every so many steps the whole U-Net runs, and in between its outermost layers (DeepCache, Ma et al., 2024)."""
     reuse_depth: int = 2
@@ -40,19 +42,36 @@ class Shortcuts:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise RequestError(f"{name}: {value!r:.40} is not a whole number from 1 to {most}")
+        if self.pool_attention not in POOLED:
+            raise RequestError(f"pool_attention: {self.pool_attention!r:.40} is not one of {', '.join(POOLED)}")
+        if self.pool_attention == "shallow" and not self.reuses:
+            raise RequestError("pool_attention: no step is shallow", hint="give reuse_every, too, or 'all'")
         check_interval("guidance_interval", self.guidance_interval)
 
     @property
-    def edits(self) -> Edits:
-        """What becomes of the graphs."""
-        return Edits(self.exact, self.pool_attention, self.reuse_depth if self.reuse_every > 1 else 0)
+    def reuses(self) -> bool:
+        """Whether there are steps in which only the outermost layers run."""
+        return self.reuse_every > 1
+
+    @property
+    def exactly(self) -> bool:
+        """Whether graphs stay as they are, but for what only rounds otherwise."""
+        return not self.reuses and self.pool_attention == "off"
+
+    def edits(self, component: str) -> Edits:
+        """What becomes of its graph."""
+        if component == "unet":
+            return Edits(self.exact, self.pool_attention == "all", self.reuse_depth if self.reuses else 0)
+        if component == SHALLOW:
+            return Edits(self.exact, self.pool_attention != "off", self.reuse_depth, shallow=True)
+        return Edits(self.exact)
 
     def __str__(self) -> str:
         told = []
-        if self.pool_attention:
-            told.append("pooled attention")
-        if self.reuse_every > 1:
+        if self.reuses:
             told.append(f"{self.reuse_depth} layers at every step, all at every {self.reuse_every}")
+        if self.pool_attention != "off":
+            told.append("pooled attention" + " in between" * (self.pool_attention == "shallow"))
         if self.guidance_interval != WHOLE:
             told.append("guidance from {:g} to {:g}".format(*self.guidance_interval))
         return ", ".join(told) or "none"
@@ -72,8 +91,8 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = {
     "exact": Preset(Shortcuts(), eight_bits=False),
-    "balanced": Preset(Shortcuts(pool_attention=True), eight_bits=True),
-    "fast": Preset(Shortcuts(pool_attention=True, reuse_every=3, guidance_interval=(0.0, 0.7)), eight_bits=True),
+    "balanced": Preset(Shortcuts(reuse_every=2), eight_bits=True),
+    "fast": Preset(Shortcuts(pool_attention="shallow", reuse_every=4, guidance_interval=(0.1, 0.9)), eight_bits=True),
 }
 DEFAULT_PRESET = "exact"
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from ovenbird.backends import NO_EDITS, SHALLOW, Arrays, Backend, CompiledModel, Edits, Rows, Shapes
+from ovenbird.backends import SHALLOW, Arrays, Backend, CompiledModel, Edits, Rows, Shapes
 from ovenbird.bundle import COMPONENTS, Bundle
 from ovenbird.errors import ResourceError
 from ovenbird.machine import give_back
@@ -57,16 +56,14 @@ class Stages:
         timings: Timings,
         groups: Groups,
         rows: Callable[[str], Rows | None],
-        edits: Edits = NO_EDITS,
+        edits: Callable[[str], Edits],
     ) -> None:
-        """``rows``: what a component's table of tokens gets behind its last row; ``edits`` are the U-Net's, and of the
-        exact ones everybody's."""
+        """For each component ``rows`` are what its table of tokens gets behind its last row, ``edits`` what becomes
+        of its graph."""
         self.precision, self.groups, self.most_shapes = precision, groups, MOST_SHAPES
         self.ran: dict[str, Ran] = {}
         """Of each component the last that was called for, whether it is still in memory or not."""
-        self._bundle, self._backend, self._timings, self._rows = bundle, backend, timings, rows
-        self._edits = {"unet": edits, SHALLOW: replace(edits, shallow=True)}
-        self._exact = replace(NO_EDITS, exact=edits.exact)
+        self._bundle, self._backend, self._timings, self._rows, self._edits = bundle, backend, timings, rows, edits
         self._compiled: dict[tuple[str, tuple[Any, ...]], CompiledModel] = {}
 
     @property
@@ -100,7 +97,7 @@ class Stages:
                 precision=precision,
                 cache_key=self._bundle.key,
                 rows=self._rows(name),
-                edits=self._edits.get(name, self._exact),
+                edits=self._edits(name),
             )
             give_back()
         return model

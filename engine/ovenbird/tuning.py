@@ -85,7 +85,7 @@ def prepare(bundle: Bundle, way: Way) -> Subject:
     _check_memory(bundle, way.backend, precision, given)
     with short_of_memory("unet"):
         model = backend.compile(
-            bundle.path / "unet", given, precision=precision, cache_key=None, edits=NO_SHORTCUTS.edits
+            bundle.path / "unet", given, precision=precision, cache_key=None, edits=NO_SHORTCUTS.edits("unet")
         )
     return Subject(partial(_called, model, _inputs(given)), model.precision)
 

@@ -33,7 +33,7 @@ from ovenbird.backends import (
 from ovenbird.backends.devices import parse
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import ModelError, RequestError
-from ovenbird.machine import instruction_sets, usable_cores
+from ovenbird.machine import instruction_sets, leaves_bf16, usable_cores
 from ovenbird.timing import Flop
 
 
@@ -59,6 +59,8 @@ class OpenVINO:
         Else, and where several devices may run, ``f32``.
         """
         if stored in ("fp32", "unknown") or self._device.is_virtual:
+            return "f32"
+        if self.device == "cpu" and not leaves_bf16():  # of that OpenVINO's capabilities say nothing
             return "f32"
         wish, name = ("BF16", "bf16") if self.device == "cpu" else ("FP16", "f16")
         return name if wish in self.core.get_property(self._device.name, "OPTIMIZATION_CAPABILITIES") else "f32"

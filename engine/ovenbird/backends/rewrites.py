@@ -28,14 +28,18 @@ MEETS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
 def edited(model: ov.Model, edits: Edits) -> ov.Model:
     """A graph of static shapes, changed.  Raises ``ModelError`` where what was asked for cannot be done.
 
-    Exact edits are made where there is a place for them.
+    Exact edits are made where there is a place for them, and so is pooling among the outermost layers, of which not all
+    models have attention.
     """
-    if edits.pooled and not pool_keys(model):
-        raise ModelError("unet: it has no self-attention over 2x2 cells that could be averaged")
     if edits.shallow:
         model = reuse_deep(model, edits.depth)
     elif edits.depth:
         keep_deep(model, edits.depth)
+    if edits.pooled and not pool_keys(model) and not edits.shallow:
+        raise ModelError(
+            "unet: it has no self-attention over 2x2 cells that could be averaged",
+            hint="sides that are multiples of 16 give such cells; or leave out --pool-attention",
+        )
     for name in edits.exact:
         REWRITES[name](model)
     model.validate_nodes_and_infer_types()
@@ -102,12 +106,15 @@ def pool_keys(model: ov.Model) -> int:
     What attends to all cells then attends to a quarter as many.  As in PixArt-Sigma's key-value compression (Chen et
     al., 2024), but with a plain mean and nothing trained.
     """
-    height, width = _latent_size(model)
     found = list(_self_attentions(model))
-    most = max((cells for cells, _ in found), default=0)
-    level = _level(height, width, most)
+    if not found:
+        return 0
+    most = max(cells for cells, _ in found)
+    level = _level(*_latent_size(model), most)
+    if level is None:
+        return 0
     for cells, readers in found:
-        if cells != most or level is None:
+        if cells != most:
             continue
         pooled: dict[Any, Output] = {}
         for port in readers:
@@ -119,8 +126,7 @@ def pool_keys(model: ov.Model) -> int:
                 ranges = _source(port).input_values()[1:]
                 mean = ops.fake_quantize(mean, *ranges, _source(port).get_attributes()["levels"]).output(0)
             port.replace_source_output(mean)
-    model.validate_nodes_and_infer_types()
-    return sum(cells == most for cells, _ in found) if level else 0
+    return sum(cells == most for cells, _ in found)
 
 
 REWRITES: Mapping[str, Callable[[ov.Model], int]] = {"gates": split_gates, "upsampling": upsample_by_convolution}

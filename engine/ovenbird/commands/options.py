@@ -17,7 +17,7 @@ from ovenbird.bundle import EMBEDDED, PRECISIONS
 from ovenbird.choice import AUTO, DEFAULT_BACKEND
 from ovenbird.errors import RequestError
 from ovenbird.pipeline import Pipeline
-from ovenbird.presets import DEFAULT_PRESET, PRESETS
+from ovenbird.presets import DEFAULT_PRESET, POOLED, PRESETS
 from ovenbird.prompts import SYNTAXES
 from ovenbird.request import (
     CONDITIONS,
@@ -188,9 +188,9 @@ RUNNING: Sequence[Option] = (
         help="How much exactness to give for speed; the four options that follow say instead of it.",
     ),
     click.option(
-        "--pool-attention/--no-pool-attention",
-        default=None,
-        help="Let the widest self-attentions look at means of 2x2 cells.",
+        "--pool-attention",
+        type=click.Choice(POOLED),
+        help="Let the widest self-attentions look at means of 2x2 cells, in the steps between whole ones or in all.",
     ),
     click.option(
         "--reuse-every",
