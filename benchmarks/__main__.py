@@ -198,7 +198,7 @@ def tables_() -> None:
     tables.write()
 
 
-for command in (speed.compare_, speed.variants_, speed.cold_, speed.scaling_):
+for command in (speed.compare_, speed.variants_, speed.edits_, speed.cold_, speed.scaling_):
     main.add_command(command)
 
 if __name__ == "__main__":

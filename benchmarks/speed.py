@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from benchmarks import cold, compare, contestants, plot, record, scaling, speed_tables, variants
+from benchmarks import cold, compare, contestants, edits, plot, record, scaling, speed_tables, variants
 from benchmarks.adapters import Wish
 from ovenbird import machine
 
@@ -135,6 +135,19 @@ def cold_(folder: str, steps: int, size: int | None, rounds: int) -> None:
         figures = cold.measure(bundle, wish, rounds=rounds, scratch=place)
     click.echo(speed_tables.starts(figures))
     _keep("cold", compare.title(bundle, wish, None), figures)
+
+
+@click.command("edits")
+@folder
+@size
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+def edits_(folder: str, size: int | None, rounds: int) -> None:
+    """What each edit of the U-Net's graph and the decoder's gains, a call beside a call."""
+    bundle = compare.variants([folder])[0]
+    with scratch() as place:
+        figures = edits.measure(bundle, size or bundle.default_size, rounds, place)
+    click.echo(speed_tables.edited(figures))
+    _keep("edits", f"{bundle.name} {bundle.precision}", figures)
 
 
 @click.command("scaling")

@@ -55,6 +55,24 @@ def _variant(row: Row) -> list[str]:
     ]
 
 
+def edited(figures: Row) -> str:
+    """Of the edits of one model's graphs."""
+    header = ["", "component", "floats in", "GFLOP a call", "seconds a call", "of the time as exported"]
+    rows = [
+        [
+            label,
+            component,
+            row["precision"],
+            f"{row['flop'] / 1e9:,.0f}",
+            _spread(row["seconds"]),
+            _spread(row["ratio"]),
+        ]
+        for component, edits in figures["rows"].items()
+        for label, row in edits.items()
+    ]
+    return table(header, rows)
+
+
 def starts(figures: Row) -> str:
     """Of the starts with one model."""
     header = ["seconds from the start of the process", "floats in", "loaded", "first step", "PNG", "peak memory"]
@@ -116,6 +134,7 @@ def _by_title(name: str, rendered: Callable[[Row], str]) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "compare": lambda: _by_title("compare", comparison),
     "variants": lambda: _by_title("variants", variants),
+    "edits": lambda: _by_title("edits", edited),
     "cold": lambda: _by_title("cold", starts),
     "scaling": lambda: _by_title("scaling", scales),
 }

@@ -312,6 +312,9 @@ def test_previews_are_by_the_tiny_decoder_where_there_is_one(
     seconds = pipeline.timings.seconds
     assert len(seconds["tiny_vae_decoder"]) == 1 and len(seconds["vae_decoder"]) == 1
     quick = Pipeline(pipeline.bundle, pipeline.backend, inference_precision="f32", decoder="tiny")
+    fast = Pipeline.open(folder, precision="fp16", preset="fast")
+    assert (fast.autoencoder.decoder, pipeline.autoencoder.decoder) == ("tiny", "full")
+    assert Pipeline.open(folder, precision="fp16", preset="fast", decoder="full").autoencoder.decoder == "full"
     assert (
         quick.generate(Request(**QUICK)).images[0].tobytes() != pipeline.generate(Request(**QUICK)).images[0].tobytes()
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -104,6 +106,24 @@ def test_pages_that_were_dropped_come_again() -> None:
     assert found is not None
     found.drop_pages()
     assert found.blob.tobytes() == BLOB
+
+
+def test_pages_are_dropped_again_and_again_while_they_are_read() -> None:
+    keep(1)
+    found = compiled.load(key(1))
+    assert found is not None
+    dropped = []
+
+    class Watched(mmap.mmap):
+        def madvise(self, *advice: int) -> None:
+            dropped.append(advice)
+
+    watched = found._replace(mapping=Watched(-1, 4096))
+    with pytest.raises(ZeroDivisionError), watched.dropping():
+        while len(dropped) < 3:
+            assert found.blob.tobytes() == BLOB
+        raise ZeroDivisionError
+    assert len(dropped) >= 4 and not [each for each in threading.enumerate() if "drop" in each.name]
 
 
 SPOILED: dict[str, Callable[[bytes], bytes]] = {
@@ -476,6 +496,7 @@ def test_openvino_writes_nothing_into_the_mapping_and_keeps_it_alive(nestling: P
 
 PEAK = """
 import sys
+import threading
 from pathlib import Path
 import numpy as np
 from ovenbird.backends import create

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import children, cold, compare, contestants, plot, record, scaling, speed_tables, variants
+from benchmarks import children, cold, compare, contestants, edits, plot, record, scaling, speed_tables, variants
 from benchmarks.__main__ import main
 from benchmarks.adapters import Wish
 from benchmarks.contestants import SOURCE, Contestant
@@ -85,11 +85,12 @@ def test_a_child_answers_fails_or_dies(tmp_path: Path, monkeypatch: pytest.Monke
     code = """
         import os, signal
         from benchmarks import children
+        from ovenbird import machine
         def work(job):
             print("noise")
             if job == "raise": raise ValueError("on purpose")
             if job == "die": os.kill(os.getpid(), signal.SIGKILL)
-            return {"job": job, "peak": children.peak_mib(), "told": os.environ["TOLD"]}
+            return {"job": job, "peak": machine.peak_rss_mib(), "told": os.environ["TOLD"]}
         children.answer(work)
     """
     (tmp_path / "worker.py").write_text("\n".join(line[8:] for line in code.splitlines()))
@@ -306,3 +307,15 @@ def test_the_document_names_every_command(root: Path) -> None:
         known |= {option for parameter in command.params for option in parameter.secondary_opts}
         mentioned = {word.strip("`,;.)") for word in line.split("`") for word in word.split() if word.startswith("--")}
         assert mentioned <= known | {"--precision"}, name
+
+
+def test_edits_are_timed_beside_the_graph_as_it_was_exported(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OVENBIRD_CACHE", str(tmp_path))
+    wanted = {name: edits.OF_ALL[name] for name in (edits.NONE, "upsampling")}
+    rows = edits.timed(bundle, "vae_decoder", {"latent_sample": (1, 4, 16, 16)}, wanted, 2)
+    assert rows[edits.NONE]["ratio"] == {"median": 1, "min": 1, "max": 1}
+    assert rows["upsampling"]["flop"] < rows[edits.NONE]["flop"]
+    shown = speed_tables.edited({"rows": {"vae_decoder": rows}})
+    assert shown.count("\n") == 3 and "1.00 (1.00 to 1.00)" in shown

@@ -11,8 +11,9 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -29,6 +30,7 @@ DEFAULT_LIMIT = "20GiB"
 NAME = re.compile(r"[0-9a-f]{64}\.blob")
 PAGE_BYTES = 4096
 LONGEST_HEADER = 1 << 20
+DROP_EVERY_S = 0.02
 
 Facts = Mapping[str, Any]
 Blob = NDArray[np.uint8]
@@ -58,6 +60,24 @@ class Loaded(NamedTuple):
         """Give the memory back; a page that is read again comes from the file, so that nobody may have written one."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self.mapping.madvise(mmap.MADV_DONTNEED)
+
+    @contextmanager
+    def dropping(self) -> Iterator[None]:
+        """Give it back again and again meanwhile: what is copied from the file needs no memory twice."""
+        done = threading.Event()
+
+        def drop() -> None:
+            while not done.wait(DROP_EVERY_S):
+                self.drop_pages()
+
+        thread = threading.Thread(target=drop, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self.drop_pages()
 
 
 class Cleared(NamedTuple):

@@ -88,12 +88,12 @@ class Habits:
 def _openvino(weights: Weights, width: float, cached: bool) -> Cost:
     """It keeps weights as it read them, widened to float32, beside those that it sorted for the processor.
 
-    From its cache the first are mapped, and left in the file once it has the second.
+    From its cache the first are mapped, and given back while it makes the second.
     """
     read = 4 * weights.whole + weights.eighths
     eighths = weights.eighths * (1 if weights.quantised else width)
     made = width * (weights.whole - weights.looked_up) + eighths + 58 * weights.graph
-    return Cost(int(read + made), int(made if cached else read + made))
+    return Cost(*(int(made if cached else read + made),) * 2)
 
 
 def _onnxruntime(weights: Weights, width: float, cached: bool) -> Cost:

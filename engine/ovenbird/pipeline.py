@@ -141,7 +141,7 @@ class Pipeline:
         max_memory: int | str | None = None,
         embeddings: Wanted = (),
         vae_tile: int | None = None,
-        decoder: str = "full",
+        decoder: str | None = None,
         safety_checker: bool = True,
         offline: bool = False,
         preset: str = DEFAULT_PRESET,
@@ -164,8 +164,8 @@ class Pipeline:
         ``"2GiB"``, a run keeps less, draws fewer at a time, or uses tiles, so that it fits: see ``plan``.
 
         ``preset``, a row of ``presets.PRESETS``, may make it quicker and less exact; fields of ``presets.Shortcuts``
-        may be given by name, instead of what it says of them.  A preset that would have int8 warns where it takes
-        another variant.
+        may be given by name, instead of what it says of them.  ``decoder=None`` is ``full``, but for ``fast`` and a
+        model that has the tiny one.  A preset that would have int8 warns where it takes another variant.
 
         Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
@@ -197,7 +197,7 @@ class Pipeline:
             max_memory=max_memory,
             embeddings=words,
             vae_tile=vae_tile,
-            decoder=decoder,
+            decoder=decoder or _decoder(bundle, preset),
             safety_checker=safety_checker,
             shortcuts=ways,
             chosen=str(choice),
@@ -555,6 +555,11 @@ class Pipeline:
             return known[kind]
 
         return {name: Reached.of(calls[name], ran[name].precision, best) for name in names}
+
+
+def _decoder(bundle: Bundle, preset: str) -> str:
+    """Of a preset."""
+    return "tiny" if PRESETS[preset].tiny_decoder and (bundle.path / DECODERS["tiny"]).is_dir() else "full"
 
 
 def _each(

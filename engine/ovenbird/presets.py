@@ -45,7 +45,7 @@ class Shortcuts:
         if self.pool_attention not in POOLED:
             raise RequestError(f"pool_attention: {self.pool_attention!r:.40} is not one of {', '.join(POOLED)}")
         if self.pool_attention == "shallow" and not self.reuses:
-            raise RequestError("pool_attention: no step is shallow", hint="give reuse_every, too, or 'all'")
+            raise RequestError("pool_attention: no step is shallow", hint="give reuse_every, or another word")
         check_interval("guidance_interval", self.guidance_interval)
 
     @property
@@ -87,12 +87,18 @@ class Preset:
     shortcuts: Shortcuts
     eight_bits: bool
     """Whether the variant in eight bits is taken where there is one and the processor is quick at it."""
+    tiny_decoder: bool = False
+    """Whether the tiny decoder is taken where there is one."""
 
 
 PRESETS: Mapping[str, Preset] = {
     "exact": Preset(Shortcuts(), eight_bits=False),
     "balanced": Preset(Shortcuts(reuse_every=2), eight_bits=True),
-    "fast": Preset(Shortcuts(pool_attention="shallow", reuse_every=4, guidance_interval=(0.1, 0.9)), eight_bits=True),
+    "fast": Preset(
+        Shortcuts(pool_attention="shallow", reuse_every=4, guidance_interval=(0.1, 0.9)),
+        eight_bits=True,
+        tiny_decoder=True,
+    ),
 }
 DEFAULT_PRESET = "exact"
 

@@ -50,11 +50,10 @@ def split_gates(model: ov.Model) -> int:
     """GEGLU (Shazeer, 2020): one product that is cut in two becomes two products, and nothing has to be cut."""
     changed = 0
     for gelu in _of_type(model, "Gelu"):
-        cut = _source(gelu.input(0))
-        [user] = gelu.output(0).get_target_inputs() if len(gelu.output(0).get_target_inputs()) == 1 else [None]
-        if user is None or user.get_node().get_type_name() != "Multiply" or cut.get_type_name() != "Slice":
+        cut, users = _source(gelu.input(0)), list(gelu.output(0).get_target_inputs())
+        if len(users) != 1 or users[0].get_node().get_type_name() != "Multiply" or cut.get_type_name() != "Slice":
             continue
-        other = _source(user.get_node().input(1 - user.get_index()))
+        other = _source(users[0].get_node().input(1 - users[0].get_index()))
         made = cut.input_value(0)
         if other.get_type_name() != "Slice" or other.input_value(0) != made or not _starts_at_zero(other):
             continue
@@ -74,12 +73,11 @@ def upsample_by_convolution(model: ov.Model) -> int:
     """
     changed = 0
     for resize in _of_type(model, "Interpolate"):
-        users = resize.output(0).get_target_inputs()
-        if len(users) != 1 or not _doubles(resize):
+        users = list(resize.output(0).get_target_inputs())
+        if len(users) != 1 or users[0].get_index() != 0 or not _doubles(resize):
             continue
-        [port] = users
-        node = port.get_node()
-        kernel = _numbers(node.input_value(1)) if _is_plain_3x3(node) and port.get_index() == 0 else None
+        node = users[0].get_node()
+        kernel = _numbers(node.input_value(1)) if _is_plain_3x3(node) else None
         if kernel is None:
             continue
         larger = _convolved_larger(resize.input_value(0), kernel.astype(np.float32))

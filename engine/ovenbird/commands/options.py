@@ -221,8 +221,8 @@ RUNNING: Sequence[Option] = (
     click.option(
         "--decoder",
         type=click.Choice(list(DECODERS)),
-        default="full",
-        help="Of latents; tiny, where the model has one, is quick and a little less exact.",
+        help="Of latents; tiny, where the model has one, is quick and a little less exact.  [default: full; the preset "
+        "fast takes tiny where there is one]",
     ),
     click.option("--no-safety-checker", is_flag=True, help="Do not ask the model's safety checker, if it has one."),
     click.option(
