@@ -40,14 +40,14 @@ class Halving:
     def __init__(self, pipeline: Pipeline, broken: str, always: bool = False) -> None:
         self.compiled, self.broken, self.always = pipeline.backend.compile, broken, always
 
-    def __call__(self, folder: Path, shapes: Any, *, precision: str, cache_key: str | None, rows: None) -> Any:
-        model = self.compiled(folder, shapes, precision="f32", cache_key=cache_key, rows=rows)
+    def __call__(self, folder: Path, shapes: Any, *, precision: str, **others: Any) -> Any:
+        model = self.compiled(folder, shapes, precision="f32", **others)
         broken = folder.name == self.broken and (precision == "bf16" or self.always)
         return Half(model, precision, broken)
 
 
 class Half:
-    cache, device = "off", "cpu"
+    cache, device, flop = "off", "cpu", None
 
     def __init__(self, model: Any, precision: str, broken: bool) -> None:
         self.model, self.precision, self.broken, self.inputs = model, precision, broken, model.inputs
