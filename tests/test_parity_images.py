@@ -168,7 +168,7 @@ def hidden(found: Any) -> dict[str, Any]:
 
 class Module:
     inputs: Mapping[str, Any] = {}
-    precision, cache, device = "f32", "off", "cpu"
+    precision, cache, device, flop = "f32", "off", "cpu", None
 
     def __init__(self, call: Callable[..., dict[str, Any]]) -> None:
         self.call = call

@@ -162,7 +162,7 @@ def test_the_report_of_a_command_has_the_share(tmp_path: Path, monkeypatch: pyte
         assert reached["peak_of"] == found["precision"][name] and reached["peak_measured"] == "2026-03-01 12:34"
         (line,) = [line for line in shown.splitlines() if line.startswith(label)]
         assert f"{reached['share']:.0%} of the {reached['peak_of']} peak, 1000" in line
-    assert found["reached"]["unet"]["gflop_per_call"] == pytest.approx(1.49, abs=0.01)
+    assert found["reached"]["unet"]["gflop_per_call"] == pytest.approx(1.41, abs=0.01)
 
 
 @pytest.mark.usefixtures("_forgotten")
