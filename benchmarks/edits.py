@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import children
+from ovenbird import tuning
 from ovenbird.backends import EXACT, Arrays, CompiledModel, Edits, Shapes, create
 from ovenbird.bundle import Bundle
 
@@ -32,10 +33,9 @@ OF_UNET: Mapping[str, Edits] = {
 def measure(bundle: Bundle, side: int, rounds: int, scratch: Path) -> dict[str, Any]:
     """Seconds of a call, and how they compare with those of the graph as it was exported, round by round."""
     os.environ["OVENBIRD_CACHE"] = str(scratch)
-    cells, width = side // bundle.vae_scale_factor, bundle.config("unet")["cross_attention_dim"]
-    unet: Shapes = {"sample": (2, 4, cells, cells), "encoder_hidden_states": (2, 77, width)}
+    cells = side // bundle.vae_scale_factor
     found = {
-        "unet": timed(bundle, "unet", unet, {**OF_ALL, **OF_UNET}, rounds),
+        "unet": timed(bundle, "unet", tuning.shapes(bundle, side), {**OF_ALL, **OF_UNET}, rounds),
         "vae_decoder": timed(bundle, "vae_decoder", {"latent_sample": (1, 4, cells, cells)}, OF_ALL, rounds),
     }
     return {"side": side, "rounds": rounds, "rows": found}

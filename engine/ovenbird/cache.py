@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -88,6 +89,11 @@ def sweep(folder: Path) -> None:
         with suppress(OSError):  # it is gone, or not ours to remove
             if PART.fullmatch(path.name) and time.time() - path.lstat().st_mtime > LEFTOVER_AGE_S:
                 path.unlink()
+
+
+def digest(facts: object) -> str:
+    """The sha256 of all that something depends on, as JSON has it: a name for just this."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def stamp(paths: Iterable[Path]) -> str:

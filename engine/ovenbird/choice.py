@@ -237,7 +237,7 @@ def _model_name(here: Variants) -> str:
 
 def note_name(facts: Facts) -> str:
     """Of the note about just this, in the cache."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest() + NOTE
+    return cache.digest(facts) + NOTE
 
 
 def remembered(facts: Facts) -> tuple[Tuning | None, str]:

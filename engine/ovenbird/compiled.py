@@ -101,7 +101,7 @@ def folder() -> Path | None:
 
 def name(facts: Facts) -> str:
     """The name of an entry: a hash of everything that it depends on."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest() + ".blob"
+    return cache.digest(facts) + ".blob"
 
 
 def load(key: str) -> Loaded | None:

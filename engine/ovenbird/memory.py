@@ -93,7 +93,8 @@ def _openvino(weights: Weights, width: float, cached: bool) -> Cost:
     read = 4 * weights.whole + weights.eighths
     eighths = weights.eighths * (1 if weights.quantised else width)
     made = width * (weights.whole - weights.looked_up) + eighths + 58 * weights.graph
-    return Cost(*(int(made if cached else read + made),) * 2)
+    kept = int(made if cached else read + made)
+    return Cost(kept, kept)
 
 
 def _onnxruntime(weights: Weights, width: float, cached: bool) -> Cost:

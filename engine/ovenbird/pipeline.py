@@ -176,8 +176,8 @@ class Pipeline:
             runtime = create(backend or DEFAULT_BACKEND, device, threads)  # what is wrong with these stops here
             choice = Choice("")
             if precision == AUTO or eight_bits:
-                pools = not ways.exactly
-                bundle, choice = choose_model(model, Leeway(backend, threads, device, pools), offline=offline)
+                leeway = Leeway(backend, threads, device, only_openvino=not ways.exactly)
+                bundle, choice = choose_model(model, leeway, offline=offline)
                 if (choice.backend, choice.threads) != (runtime.name, threads):
                     runtime = create(choice.backend, device, choice.threads)
             else:
@@ -285,8 +285,7 @@ class Pipeline:
     def _cast(self, previews: bool) -> Cast:
         checked = self.safety_checker.state == ON
         glance = DECODERS[self.autoencoder.quickest] if previews else None
-        reuses = self.shortcuts.reuse_every > 1
-        return Cast.of(self.bundle, DECODERS[self.autoencoder.decoder], glance, checked, reuses)
+        return Cast.of(self.bundle, DECODERS[self.autoencoder.decoder], glance, checked, self.shortcuts.reuses)
 
     def _jobs(self, wishes: Iterable[Request]) -> list[Job]:
         """Neighbours that can be drawn side by side are one."""
@@ -433,8 +432,9 @@ class Pipeline:
         """For as many rows as the conditioning has, and one picture each, if deep features are used again."""
         shapes = {"sample": (rows(conditioning), self._unet_channels, *tile), **_shapes(conditioning)}
         full = self._component("unet", shapes)
-        every = self.shortcuts.reuse_every
-        return full if every == 1 else reusing(full, self._component(SHALLOW, shapes), every)
+        if not self.shortcuts.reuses:
+            return full
+        return reusing(full, self._component(SHALLOW, shapes), self.shortcuts.reuse_every)
 
     def _previews(self, sheets: Sequence[Sheet], clean: Latents, step: int) -> tuple[Image.Image, ...]:
         self._tally["previews"] += len(sheets)

@@ -38,10 +38,10 @@ class Shortcuts:
         unknown = [name for name in self.exact if name not in EXACT]
         if unknown:
             raise RequestError(f"exact: {unknown[0]!r:.40} is not one of {', '.join(EXACT)}")
-        for name, most in (("reuse_every", MOST_REUSE), ("reuse_depth", MOST_REUSE)):
+        for name in ("reuse_every", "reuse_depth"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                raise RequestError(f"{name}: {value!r:.40} is not a whole number from 1 to {most}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_REUSE:
+                raise RequestError(f"{name}: {value!r:.40} is not a whole number from 1 to {MOST_REUSE}")
         if self.pool_attention not in POOLED:
             raise RequestError(f"pool_attention: {self.pool_attention!r:.40} is not one of {', '.join(POOLED)}")
         if self.pool_attention == "shallow" and not self.reuses:

@@ -54,12 +54,12 @@ def ways(bundles: Sequence[Bundle]) -> list[Way]:
     return [Way(bundle.precision, name, count) for count in thread_counts() for bundle, name in pairs]
 
 
-def shapes(bundle: Bundle) -> Shapes:
-    """Of what the U-Net takes for one picture of the model's own size, with guidance.
+def shapes(bundle: Bundle, size: int | None = None) -> Shapes:
+    """Of what the U-Net takes for one picture of so many pixels a side, else of the model's own size, with guidance.
 
     What a config does not say is as in Stable Diffusion 1.5.
     """
-    config, side = bundle.config("unet"), bundle.default_size // bundle.vae_scale_factor
+    config, side = bundle.config("unet"), (size or bundle.default_size) // bundle.vae_scale_factor
     width = config.get("time_cond_proj_dim")
     rows = 1 if width else 2  # a distilled model has learned guidance
     found: dict[str, tuple[int, ...]] = {

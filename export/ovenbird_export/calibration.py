@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.backends import NO_EDITS, Backend, CompiledModel, Edits, Rows, Shapes, create
+from ovenbird.backends import Backend, CompiledModel, Shapes, create
 from ovenbird.bundle import Bundle
 from ovenbird.errors import RequestError
 from ovenbird.pipeline import Pipeline
@@ -70,18 +70,9 @@ class Recorder:
         """See ``Backend``."""
         return self.backend.best_precision(stored)
 
-    def compile(
-        self,
-        folder: Path,
-        shapes: Shapes,
-        *,
-        precision: str,
-        cache_key: str | None,
-        rows: Rows | None = None,
-        edits: Edits = NO_EDITS,
-    ) -> CompiledModel:
+    def compile(self, folder: Path, shapes: Shapes, **how: Any) -> CompiledModel:
         """See ``Backend``."""
-        model = self.backend.compile(folder, shapes, precision=precision, cache_key=cache_key, rows=rows, edits=edits)
+        model = self.backend.compile(folder, shapes, **how)
         return Recorded(model, self.calls.append) if folder.name == self.component else model
 
 

@@ -33,7 +33,7 @@ from ovenbird.backends import (
 from ovenbird.backends.devices import parse
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import ModelError, RequestError
-from ovenbird.machine import instruction_sets, leaves_bf16, usable_cores
+from ovenbird.machine import instruction_sets, isa_limit, leaves_bf16, usable_cores
 from ovenbird.timing import Flop
 
 
@@ -122,8 +122,8 @@ class OpenVINO:
             "devices": devices,
             "instruction_sets": instruction_sets(),
             "rows": rows and rows.digest,
-            "edits": {**asdict(edits), "exact": list(edits.exact)},
-            "isa_limit": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+            "edits": asdict(edits),
+            "isa_limit": isa_limit(),
         }
 
     def _load(self, facts: Mapping[str, Any], properties: Mapping[str, Any]) -> OpenVINOModel | None:

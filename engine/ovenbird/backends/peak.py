@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,14 +82,13 @@ def _facts(kind: str, threads: int) -> dict[str, Any]:
         "threads": threads,
         "cpu": machine.cpu_name(),
         "instruction_sets": machine.instruction_sets(),
-        "isa_limit": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        "isa_limit": machine.isa_limit(),
         "runtime": ov.get_version(),
     }
 
 
 def _key(kind: str, threads: int) -> str:
-    facts = json.dumps(_facts(kind, threads), sort_keys=True)
-    return f"peak-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+    return f"peak-{cache.digest(_facts(kind, threads))[:16]}"
 
 
 def _rates(kind: str, threads: int) -> Iterator[float]:

@@ -114,16 +114,13 @@ def pool_keys(model: ov.Model) -> int:
     for cells, readers in found:
         if cells != most:
             continue
-        pooled: dict[Any, Output] = {}
+        mean = _pooled(_unrounded(readers[0]).get_source_output(), *level)
         for port in readers:
-            quantised = _source(port).get_type_name() == "FakeQuantize"
-            seen = _source(port).input_value(0) if quantised else port.get_source_output()
-            key = (seen.get_node().get_friendly_name(), seen.get_index())
-            mean = pooled.setdefault(key, _pooled(seen, *level))
-            if quantised:
-                ranges = _source(port).input_values()[1:]
-                mean = ops.fake_quantize(mean, *ranges, _source(port).get_attributes()["levels"]).output(0)
-            port.replace_source_output(mean)
+            node = _source(port)
+            if node.get_type_name() == "FakeQuantize":
+                port.replace_source_output(AGAIN["FakeQuantize"](node, mean, *node.input_values()[1:]).output(0))
+            else:
+                port.replace_source_output(mean)
     return sum(cells == most for cells, _ in found)
 
 
@@ -158,9 +155,7 @@ def _deep(model: ov.Model, depth: int) -> Any:
             f"unet: reuse_depth: {depth} is not from 1 to {len(meetings) - 1}, the layers of its way up that meet one "
             "of its way down"
         )
-    port = meetings[-depth].input(0)
-    node = _source(port)
-    return node.input(0) if node.get_type_name() == "FakeQuantize" else port
+    return _unrounded(meetings[-depth].input(0))
 
 
 def _is_meeting(node: Node) -> bool:
@@ -174,6 +169,12 @@ def _of_type(model: ov.Model, name: str) -> Iterator[Node]:
 
 def _source(port: Any) -> Node:
     return port.get_source_output().get_node()
+
+
+def _unrounded(port: Any) -> Any:
+    """Before what comes in is rounded to eight bits, if it is."""
+    node = _source(port)
+    return node.input(0) if node.get_type_name() == "FakeQuantize" else port
 
 
 def _numbers(output: Output) -> NDArray[Any] | None:
@@ -216,8 +217,14 @@ def _halves_of_product(made: Output) -> list[Output] | None:
     ]
 
 
-ALONG: dict[str, Callable[..., Node]] = {"Multiply": ops.multiply, "Subtract": ops.subtract, "Add": ops.add}
-"""What may stand between weights and the product: each number by itself."""
+AGAIN: Mapping[str, Callable[..., Node]] = {
+    "Convert": lambda node, value: ops.convert(value, node.get_element_type()),
+    "Multiply": lambda _, *values: ops.multiply(*values),
+    "Subtract": lambda _, *values: ops.subtract(*values),
+    "Add": lambda _, *values: ops.add(*values),
+    "FakeQuantize": lambda node, *values: ops.fake_quantize(*values, node.get_attributes()["levels"]),
+}
+"""What may stand between weights and the product, each number by itself: a node, and other inputs -> its like."""
 
 
 def _cut(output: Output, axis: int) -> list[Output]:
@@ -228,15 +235,10 @@ def _cut(output: Output, axis: int) -> list[Output]:
         if len(node.shape) < -axis or node.shape[axis] == 1:
             return [output, output]
         return [ops.constant(np.ascontiguousarray(half)).output(0) for half in np.split(node.data, 2, axis)]
-    if kind == "Convert":
-        return [ops.convert(half, node.get_element_type()).output(0) for half in _cut(node.input_value(0), axis)]
-    if kind in ALONG:
-        pairs = zip(*(_cut(value, axis) for value in node.input_values()), strict=True)
-        return [ALONG[kind](*pair).output(0) for pair in pairs]
-    if kind == "FakeQuantize":
-        groups = zip(*(_cut(value, axis) for value in node.input_values()), strict=True)
-        return [ops.fake_quantize(*group, node.get_attributes()["levels"]).output(0) for group in groups]
-    raise NotImplementedError(kind)
+    if kind not in AGAIN:
+        raise NotImplementedError(kind)
+    halves = zip(*(_cut(value, axis) for value in node.input_values()), strict=True)
+    return [AGAIN[kind](node, *half).output(0) for half in halves]
 
 
 def _doubles(resize: Node) -> bool:
@@ -294,8 +296,7 @@ def _product(port: Any) -> Node | None:
 
 
 def _seen_by(product: Node) -> Node:
-    node = _source(product.input(0))
-    return _source(node.input(0)) if node.get_type_name() == "FakeQuantize" else node
+    return _source(_unrounded(product.input(0)))
 
 
 def _pooled(seen: Output, height: int, width: int) -> Output:
