@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from benchmarks import (
     parity,
     record,
     roofline,
+    soak,
     speed,
     start,
     tables,
@@ -190,6 +193,22 @@ def tiling_(pictures: int) -> None:
     """Differences between pictures decoded in tiles and in one piece."""
     rows = tiling.measure(pictures, lambda row: click.echo(row, err=True))
     record.write("tiling", {"pictures": pictures, "rows": rows})
+
+
+@main.command("soak")
+@click.option("--pictures", type=click.IntRange(100), default=2000, show_default=True)
+@click.option("--warm-up", type=click.IntRange(0), default=300, show_default=True, help="Pictures that do not count.")
+@click.option("--threads", type=click.IntRange(1), help="[default: the runtime's own number]")
+def soak_(pictures: int, warm_up: int, threads: int | None) -> None:
+    """Whether memory grows over small pictures of random sizes, all in this process; fails above 1 MiB per 100."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["OVENBIRD_CACHE"] = folder
+        pipeline = Pipeline.open("nestling", threads=threads)
+        figures = soak.measure(pipeline, pictures, warm_up, lambda line: click.echo(line, err=True))
+    click.echo(f"{figures['mib_per_100']:+.2f} MiB per 100 pictures, standard error {figures['standard_error']:.2f}")
+    record.write("soak", figures)
+    if figures["mib_per_100"] > soak.MOST_MIB:
+        raise click.ClickException(f"more than {soak.MOST_MIB:g} MiB per 100 pictures")
 
 
 @main.command("tables")

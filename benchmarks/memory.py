@@ -111,7 +111,15 @@ def _component(pipeline: Pipeline, case: Case) -> tuple[int, Callable[[], object
     shapes = _shapes(pipeline, need)
 
     def work() -> None:
-        stages = Stages(bundle, pipeline.backend, pipeline.precision, pipeline.timings, TOGETHER, lambda _: None)
+        stages = Stages(
+            bundle,
+            pipeline.backend,
+            pipeline.precision,
+            pipeline.timings,
+            TOGETHER,
+            lambda _: None,
+            pipeline.shortcuts.edits,
+        )
         inputs = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
         more = {"timestep": np.ones(1, np.float32)} if need.component == "unet" else {}
         stages.component(need.component, shapes)(inputs | more)

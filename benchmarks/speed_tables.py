@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from benchmarks import plot
 from benchmarks.markdown import table
 from benchmarks.record import read
 
-ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
 
@@ -20,6 +18,17 @@ def comparison(figures: Row) -> str:
     header = ["", "weights", "floats in", "seconds a picture", f"of {reference}'s", "ready after", "peak memory"]
     rows = [[label, row["weights"], *_drawn(row, _contestant)] for label, row in figures["rows"].items()]
     return table([*header, "PSNR", "SSIM"], rows)
+
+
+def headlines(figures: Row) -> str:
+    """Of one comparison, what fits into a few lines."""
+    header = ["", "seconds a picture", f"of {figures['settings']['reference']}'s", "most memory", "like float32: SSIM"]
+    return table(header, [[label, *_drawn(row, _headline)] for label, row in figures["rows"].items()])
+
+
+def _headline(row: Row) -> list[str]:
+    ratio = f"{row['ratio']['median']:.2f}" if row["ratio"] else ""
+    return [f"{row['seconds']['median']:.0f}", ratio, f"{_gib(row['first']['peak_mib'])} GiB", *_likeness(row, "ssim")]
 
 
 def _contestant(row: Row) -> list[str]:
@@ -119,19 +128,26 @@ def _spread(row: dict[str, float]) -> str:
     return f"{row['median']:.2f} ({row['min']:.2f} to {row['max']:.2f})"
 
 
-def _by_title(name: str, rendered: Callable[[Row], str]) -> str:
+def _longest(comparisons: Row) -> Row:
+    """Those of the most steps, in which all else but drawing weighs least."""
+    most = max((figures["settings"]["steps"] for figures in comparisons.values()), default=0)
+    return {title: figures for title, figures in comparisons.items() if figures["settings"]["steps"] == most}
+
+
+def _by_title(name: str, rendered: Callable[[Row], str], chosen: Callable[[Row], Row] = dict) -> str:
     """A table for each model in a record, where that was measured, and its plot, if one was drawn."""
     parts = []
-    for title, figures in read(name).items():
+    for title, figures in chosen(read(name)).items():
         machine = figures["machine"]
         parts.append(f"{title}; {machine['cores']} threads of {machine['cpu']}:\n\n{rendered(figures)}")
-        if name == "compare" and plot.path_of(title).is_file():
-            path = plot.path_of(title).relative_to(ROOT).as_posix()
-            parts.append(f"![{title}: seconds, memory and likeness]({path})")
+        if rendered is comparison and plot.path_of(title).is_file():
+            # beside the document that has it
+            parts.append(f"![{title}: seconds, memory and likeness]({plot.path_of(title).name})")
     return "\n\n".join(parts) or f"Not measured yet: `python -m benchmarks {name}`."
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "headlines": lambda: _by_title("compare", headlines, _longest),
     "compare": lambda: _by_title("compare", comparison),
     "variants": lambda: _by_title("variants", variants),
     "edits": lambda: _by_title("edits", edited),

@@ -32,7 +32,8 @@ def samplers() -> str:
 
 def figures() -> str:
     """The bars of the project, and the command that prints each."""
-    start, parity, vae, scores, cache = (read(name) for name in ("start", "parity", "vae", "attributes", "cache"))
+    start, parity, vae, scores = (read(name) for name in ("start", "parity", "vae", "attributes"))
+    cache, soak = read("cache"), read("soak")
     gaps = [row for rows in parity.values() for row in rows.values()]
     default = scores["default settings"]
     least = min((value, name) for name, value in default.items() if name != "all")
@@ -55,6 +56,11 @@ def figures() -> str:
             f"peak memory of compiling {cache['model_bytes'] / 1e6:.0f} MB of weights, of keeping that, of loading it",
             ", ".join(f"{cache['peak_mib'][name]:.0f}" for name in ("off", "miss", "hit")) + " MiB",
             "`python -m benchmarks cache`",
+        ],
+        [
+            f"growth of memory over {soak['pictures'] - soak['warm_up']} small pictures of random sizes, for each 100",
+            f"{soak['mib_per_100']:+.2f} MiB",
+            "`python -m benchmarks soak`",
         ],
         ["reconstruction of held-out pictures", f"{vae['mean_db']:.1f} dB", "`python -m benchmarks vae`"],
     ]
@@ -212,7 +218,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "roofline": roofline,
     **speed_tables.PARTS,
 }
-DOCUMENTS = (ROOT / "README.md", ROOT / "models" / "nestling" / "README.md")
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "models" / "nestling" / "README.md")
+"""A table is written wherever its markers are."""
 
 
 def rendered(text: str) -> str:

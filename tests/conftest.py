@@ -5,6 +5,15 @@ from pathlib import Path
 
 import pytest
 
+try:
+    from hypothesis import settings
+except ImportError:  # the base install does without
+    pass
+else:
+    # The same examples in every run: what fails here fails for everybody.  Busy machines are slow, so no deadline.
+    settings.register_profile("ovenbird", derandomize=True, deadline=None, max_examples=60, database=None)
+    settings.load_profile("ovenbird")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -311,3 +311,9 @@ def test_e5_an_animation_that_cannot_be_written_leaves_nothing_half_done(
     assert result.exit_code == 4 and "the disk is full" in result.stderr
     assert (tmp_path / "walk.webp").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["walk", "walk.webp"]
+
+
+def test_frames_of_a_longer_animation_go_when_it_is_replaced(run: Any, tmp_path: Path) -> None:
+    assert run("frames", *WALK, "--frames", "4", "--quiet").exit_code == 0
+    assert run("frames", *WALK, "--frames", "3", "--quiet", "--overwrite").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "walk").iterdir()) == [f"0000{k}.png" for k in range(3)]

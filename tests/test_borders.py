@@ -18,10 +18,12 @@ FORBIDDEN = {"torch", "transformers", "diffusers", "optimum", "pickle", "onnx", 
 LAYERS = [
     {"cli"},
     {"commands"},
-    {"pipeline"},
+    {"pipeline", "settings", "reporting"},
+    {"jobs", "supervisor"},
+    {"records"},
     {"autoencoder", "budget", "tuning"},
     {"canvas", "stages", "models"},
-    {"families", "schedulers", "vae", "tiles", "safety", "text", "embeddings", "metadata"},
+    {"families", "schedulers", "vae", "tiles", "safety", "text", "embeddings", "metadata", "recall", "infotext"},
     {"kinds"},
     {"scheduler_config", "plans", "predictions"},
     {"solvers"},
@@ -29,9 +31,9 @@ LAYERS = [
     {"averages", "denoiser"},
     {"memory", "presets", "choice"},
     {"backends", "noise", "bundle", "request"},
-    {"images", "tensors", "hub", "compiled"},
+    {"images", "tensors", "hub", "compiled", "component_config", "journal"},
     {"transfer"},
-    {"errors", "timing", "machine", "cache", "prompts", "sizes", "disk", "progress"},
+    {"errors", "timing", "machine", "cache", "prompts", "sizes", "disk", "mapped", "progress", "pages"},
 ]
 
 
@@ -84,9 +86,12 @@ def test_the_converter_uses_only_the_lower_rows(root: Path) -> None:
             "result",
             "schedulers",
             "hub",
+            "models",
             "transfer",
             "disk",
             "progress",
+            "pages",
+            "text",
             "__version__",
         }, path
 
@@ -120,7 +125,9 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_ships_two_names(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name.split("/")[0] for name in archive.namelist()}
+        typed = {name for name in archive.namelist() if name.endswith("py.typed")}
     assert {name for name in names if not name.endswith(".dist-info")} == {"ovenbird", "ovenbird_export"}
+    assert typed == {"ovenbird/py.typed", "ovenbird_export/py.typed"}
 
 
 def test_the_wheel_makes_a_picture_from_another_folder(wheel: Path, tmp_path: Path) -> None:

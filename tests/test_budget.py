@@ -169,7 +169,7 @@ def test_r8_r14_absurd_sizes_and_batches_are_refused_before_anything_is_loaded(
             pipeline.stream(Request(**WISH | change))
 
 
-def test_more_than_is_available_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_e10_more_than_is_available_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline.open("nestling")
     monkeypatch.setattr(budget, "available_memory", lambda: 100 * MIB)
     monkeypatch.setattr(budget, "resident", lambda: 20 * MIB)

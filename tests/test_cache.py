@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ovenbird import ModelError, RequestError, cache, cli, compiled
+from ovenbird import ModelError, RequestError, cache, cli, compiled, mapped
 from ovenbird.bundle import Bundle
 from ovenbird.commands.cache import COLUMNS, _row
 from ovenbird.sizes import parse_size, show_size
@@ -93,19 +94,19 @@ def test_what_was_kept_is_mapped_and_listed(home: Path) -> None:
     path = keep(1)
     found = compiled.load(key(1))
     assert found is not None and found.facts == FACTS
-    assert found.blob.tobytes() == BLOB
-    assert found.blob.ctypes.data % compiled.PAGE_BYTES == 0
+    assert found.blob.bytes.tobytes() == BLOB
+    assert found.blob.bytes.ctypes.data % compiled.PAGE_BYTES == 0
     (entry,) = compiled.entries()
     assert (entry.path, entry.size, entry.facts) == (path, path.stat().st_size, FACTS)
-    assert [each.name for each in home.iterdir()] == [key(1)]
+    assert [each.name for each in home.glob("*.blob")] == [key(1)]
 
 
 def test_pages_that_were_dropped_come_again() -> None:
     keep(1)
     found = compiled.load(key(1))
     assert found is not None
-    found.drop_pages()
-    assert found.blob.tobytes() == BLOB
+    found.blob.drop_pages()
+    assert found.blob.bytes.tobytes() == BLOB
 
 
 def test_pages_are_dropped_again_and_again_while_they_are_read() -> None:
@@ -118,12 +119,32 @@ def test_pages_are_dropped_again_and_again_while_they_are_read() -> None:
         def madvise(self, *advice: int) -> None:
             dropped.append(advice)
 
-    watched = found._replace(mapping=Watched(-1, 4096))
-    with pytest.raises(ZeroDivisionError), watched.dropping():
+    watched = found.blob._replace(mapping=Watched(-1, 4096))
+    with pytest.raises(ZeroDivisionError), mapped.dropping([watched]):
         while len(dropped) < 3:
-            assert found.blob.tobytes() == BLOB
+            assert found.blob.bytes.tobytes() == BLOB
         raise ZeroDivisionError
     assert len(dropped) >= 4 and not [each for each in threading.enumerate() if "drop" in each.name]
+
+
+TICK_S = 0.02  # longer than those of the clock that files are stamped by
+
+
+def test_what_nobody_has_touched_is_not_summed_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, summed = keep(1), []
+    monkeypatch.setattr("hashlib.file_digest", lambda file, name: summed.append(name) or hashlib.new(name, file.read()))
+    for _ in range(3):
+        assert compiled.load(key(1)) is not None
+    assert summed == []
+    time.sleep(TICK_S)
+    os.utime(path)
+    for _ in range(3):
+        assert compiled.load(key(1)) is not None
+    assert summed == ["sha256"]
+    (home / key(1)).with_suffix(".seen").write_bytes(b"\xff of something else")
+    assert compiled.load(key(1)) is not None and len(summed) == 2
+    compiled.clear()
+    assert not [*home.iterdir()]
 
 
 SPOILED: dict[str, Callable[[bytes], bytes]] = {
@@ -140,6 +161,7 @@ SPOILED: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("kind", SPOILED)
 def test_e7_a_damaged_entry_is_removed_with_one_warning(kind: str) -> None:
     path = keep(1)
+    time.sleep(TICK_S)
     path.write_bytes(SPOILED[kind](path.read_bytes()))
     assert len(compiled.entries()) == 1
     with pytest.warns(UserWarning, match="is damaged") as caught:
@@ -176,7 +198,7 @@ def test_what_is_in_use_is_never_removed(home: Path, monkeypatch: pytest.MonkeyP
     assert there(home) == {0, 2}
     assert compiled.clear() == (1, size, 1)
     assert there(home) == {0}
-    assert used is not None and used.blob.tobytes() == BLOB
+    assert used is not None and used.blob.bytes.tobytes() == BLOB
     del used
     assert compiled.clear() == (1, size, 0)
 
@@ -190,7 +212,7 @@ def test_an_entry_larger_than_the_limit_is_not_kept_and_costs_the_others_nothing
         keep(1, BLOB * 2)
         keep(2, BLOB * 2)
     assert len(caught) == 1
-    assert [path.name for path in home.iterdir()] == [key(0)]
+    assert [path.name for path in home.glob("*.blob")] == [key(0)]
 
 
 def test_leftovers_older_than_a_day_go_with_the_next_write(home: Path) -> None:
@@ -217,7 +239,7 @@ def test_clearing_removes_compiled_models_and_nothing_else(home: Path) -> None:
     (home.parent / "hub").mkdir()
     (home.parent / "hub" / key(0)).write_bytes(b"a download")
     before = set(home.parent.rglob("*"))
-    gone = {home / key(0), home / key(1), home / ".part-0123abcd"}
+    gone = {home / key(0), home / key(1), home / ".part-0123abcd", *home.glob("*.seen")}
     assert compiled.clear()[::2] == (3, 0)
     assert set(home.parent.rglob("*")) == before - gone
 
@@ -285,7 +307,7 @@ for _ in range(150):
         compiled.keep(compiled.name({"number": number}), {}, lambda file: file.write(blob))
     else:
         hits += 1
-        assert found.blob.tobytes() == bytes([number]) * (5000 * (number + 1))
+        assert found.blob.bytes.tobytes() == bytes([number]) * (5000 * (number + 1))
 print(hits)
 """
 
@@ -393,7 +415,8 @@ def test_e7_openvino_compiles_anew_what_was_damaged(kind: str, home: Path, tmp_p
     folder = write_ir(tmp_path / "unet")
     state, expected = run(folder)
     assert state == "miss"
-    (path,) = home.iterdir()
+    (path,) = home.glob("*.blob")
+    time.sleep(TICK_S)
     path.write_bytes(SPOILED[kind](path.read_bytes()))
     with pytest.warns(UserWarning, match="is damaged") as caught:
         state, found = run(folder)
@@ -407,7 +430,7 @@ def test_e7_openvino_compiles_anew_what_was_damaged(kind: str, home: Path, tmp_p
 def test_e7_what_openvino_cannot_import_is_compiled_anew(home: Path, tmp_path: Path) -> None:
     folder = write_ir(tmp_path / "unet")
     run(folder)
-    (path,) = home.iterdir()
+    (path,) = home.glob("*.blob")
     compiled.keep(path.name, {"ports": [["ids"], ["y"]]}, lambda file: file.write(b"of another build"))  # type: ignore[arg-type, return-value]
     with pytest.warns(UserWarning, match="is damaged"):
         assert run(folder)[0] == "miss"
@@ -482,16 +505,21 @@ def test_openvino_writes_nothing_into_the_mapping_and_keeps_it_alive(nestling: P
     def compile_unet() -> Any:
         return create("openvino").compile(nestling / "fp16" / "unet", shapes, precision="f32", cache_key="one")
 
-    expected = compile_unet()(inputs)["out_sample"]
+    def written(path: Path) -> list[int]:
+        maps = [text for text in Path("/proc/self/smaps").read_text().split("VmFlags") if str(path) in text]
+        return [int(text.partition("Anonymous:")[2].split()[0]) for text in maps]
+
+    weights = nestling / "fp16" / "unet" / "openvino_model.bin"
+    before = len(written(weights))  # other tests may have it in memory, too
+    model = compile_unet()
+    expected = model(inputs)["out_sample"]
+    assert len(written(weights)) > before and not any(written(weights))
     model = compile_unet()
     for _ in range(2):
         np.testing.assert_array_equal(model(inputs)["out_sample"], expected)
-    maps = [text for text in Path("/proc/self/smaps").read_text().split("VmFlags") if str(home) in text]
-    assert maps
-    for text in maps:
-        assert int(text.partition("Anonymous:")[2].split()[0]) == 0
+    assert written(home) and not any(written(home))
     del model
-    assert str(home) not in Path("/proc/self/maps").read_text()
+    assert not written(home) and len(written(weights)) == before
 
 
 PEAK = """
@@ -518,7 +546,7 @@ def test_a_large_model_is_not_copied_through_memory(tmp_path: Path) -> None:
 
     (off, plain), (miss, writing), (hit, reading) = measure(""), measure("one"), measure("one")
     assert (off, miss, hit) == ("off", "miss", "hit")
-    assert writing - plain < 32 and reading - plain < 32
+    assert writing - plain < 48 and reading - plain < 32
 
 
 def test_ctrl_c_while_a_model_is_kept_is_not_lost(home: Path) -> None:

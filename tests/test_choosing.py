@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ovenbird import Bundle, Pipeline, Request, RequestError, ResourceError, cache, choice, machine, tuning
+from ovenbird import Bundle, ModelError, Pipeline, Request, RequestError, ResourceError, cache, choice, machine, tuning
 from ovenbird.choice import NO_INT8, NOTE, Leeway, Measured, Tuning, Way, facts, note_name, notes
 from ovenbird.cli import main
 from ovenbird.commands import tune as command
@@ -231,7 +231,7 @@ def test_what_is_out_of_date_is_not_used_and_that_is_said(
 
 
 @pytest.mark.parametrize("damage", ["bits", "json", "format", "seconds", "list", "backend"])
-def test_r4_a_damaged_note_is_removed_with_a_warning(damage: str, model: Path) -> None:
+def test_e7_a_damaged_note_is_removed_with_a_warning(damage: str, model: Path) -> None:
     made = tuned(model, {FP16: 1.0, INT8: 2.0})
     name = note_name(made.facts)
     path = Path(str(cache.root())) / name
@@ -437,7 +437,7 @@ def test_a_preset_says_when_it_takes_another_variant(model: Path, monkeypatch: p
         assert Pipeline.open(model, preset="fast").bundle.precision == "fp16"
     monkeypatch.undo()
     monkeypatch.setattr(machine, "instruction_sets", lambda: VNNI)
-    with pytest.warns(UserWarning, match="takes fp16: the model has no int8; ovenbird export SOURCE FOLDER"):
+    with pytest.warns(UserWarning, match="takes fp16: the model has no int8, which ovenbird export"):
         Pipeline.open(model / "fp16", preset="balanced")
     assert Pipeline.open(model / "fp16", precision="auto").chosen.startswith("fp16: the model has no int8")
     assert Pipeline.open(model / "int8", preset="balanced").chosen == "int8: the processor has avx512_vnni"
@@ -485,12 +485,30 @@ def test_choosing_imports_no_runtime_that_is_not_chosen() -> None:
 # The command.
 
 
+def test_strange_graphs_are_measured_where_they_are_allowed(run: Any, model: Path) -> None:
+    found = run(str(model), foreign=1.0)
+    assert "left out: int8 on openvino, 1 thread: it has 'Evil'" in found.stdout
+    assert "--precision auto takes int8" in run(str(model), "--allow-foreign-ir").stdout
+
+
+def test_it_is_the_backend_that_is_told_of_strange_graphs(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(*_: object, allow_foreign: bool) -> Any:
+        raise ModelError(str(allow_foreign))
+
+    monkeypatch.setattr(tuning, "create", create)
+    for allowed in (False, True):
+        with pytest.raises(ModelError, match=str(allowed)):
+            tuning.prepare(Bundle.open(model, "fp16"), Way("fp16", "openvino", 1), allow_foreign=allowed)
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """``ovenbird tune`` on models that only take time."""
     seconds = {"fp16": 0.004, "int8": 0.002}
 
-    def prepare(bundle: Bundle, way: Way) -> Subject:
+    def prepare(bundle: Bundle, way: Way, *, allow_foreign: bool) -> Subject:
+        if bundle.precision == "int8" and not allow_foreign and "foreign" in seconds:
+            raise ModelError("it has 'Evil', which no export has")
         took = seconds[bundle.precision] * 4 / (way.threads or 4)
         if took < 0:
             raise ResourceError("it takes about 9 GiB")
@@ -515,6 +533,15 @@ def test_the_command_measures_and_remembers(run: Any, model: Path) -> None:
     assert "fp16 on openvino, 1 thread: round 1, 4:" in found.stderr
     again = Pipeline.open(model, precision="auto")
     assert again.chosen in found.stdout and again.bundle.precision == "int8"
+
+
+def test_a_busy_machine_is_noted(run: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "load_average", lambda: 0.1)
+    assert "note:" not in run(str(model)).stdout
+    monkeypatch.setattr(machine, "load_average", lambda: 900.0)
+    assert (
+        "note: the load average was 900.0 before anything began: other work slows this down" in run(str(model)).stdout
+    )
 
 
 def test_json_is_all_that_is_printed(run: Any, model: Path) -> None:
@@ -548,16 +575,16 @@ def test_a_variant_for_which_there_was_no_time_leaves_everything_as_it_was(run: 
 
 
 @pytest.mark.parametrize(("after", "kept"), [(0, False), (1, False), (3, True)])
-def test_r8_ctrl_c_keeps_what_knows_every_variant(
+def test_e9_ctrl_c_keeps_what_knows_every_variant(
     after: int, kept: bool, run: Any, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "ways", lambda _: [FP16, INT8, INT8_ORT, INT8_2])
     genuine, count = command.prepare, iter(range(9))
 
-    def prepare(bundle: Bundle, way: Way) -> Subject:
+    def prepare(bundle: Bundle, way: Way, **options: bool) -> Subject:
         if next(count) == after:
             raise KeyboardInterrupt
-        return genuine(bundle, way)
+        return genuine(bundle, way, **options)
 
     monkeypatch.setattr(command, "prepare", prepare)
     found = run(str(model))
@@ -589,7 +616,7 @@ def test_a_cache_that_cannot_be_written_is_said(
         (["owner/name@"], 2, "error: "),
     ],
 )
-def test_r1_what_cannot_be_measured(
+def test_r15_what_cannot_be_measured(
     words: list[str], code: int, message: str, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from pace import within
 from PIL import Image
 
-from ovenbird import Cancelled, cli, pipeline
+from ovenbird import Cancelled, Pipeline, cli, machine, pipeline
 
 QUICK = ["--num-inference-steps", "2"]
 
@@ -36,28 +38,59 @@ BAD = [
     (["--seed", "-1"], "seed: -1", "the nearest is 0"),
     (["--num-images", "0"], "num_images_per_prompt: 0", "the nearest is 1"),
     (["--scheduler", "dpmpp 2m"], "scheduler", "dpmpp_2m"),
+    (["--preset", "fats"], "--preset: 'fats' is not one of", "did you mean fast?"),
+    (["--beta-schedule", "scaled_linera"], "beta_schedule: 'scaled_linera'", "did you mean scaled_linear?"),
+    (["--beta-start", "5"], "beta_start: 5 is not between 0 and 1", ""),
+    (["--beta-start", "0.9", "--beta-end", "0.1"], "beta_start: 0.9 is more than beta_end, 0.1", ""),
+    (["--output", "a.png", "--report", "a.png"], "report: a.png is the --output, too", "ends in .json"),
     (["--output", "nowhere/a.png"], "output", "mkdir -p nowhere"),
-    (["--output", "a.jpg"], "output", "a.png"),
+    (["--output", "a.gif"], "output", "a.png"),
+    (["--output", "a.jpg", "--negative-prompt", "x" * 40_000], "output: a.jpg has no room", "a.png"),
+    (["--params-from", "nowhere.png"], "params-from: nowhere.png is not a file", ""),
+    (["--tokenizer", "no/such/words"], "tokenizer: no/such/words is not a folder with", "leave --tokenizer out"),
+    (["--tokenizer", "owner/name@" + "x" * 300], "revision: 'xxx", "leave it out for main"),
     (["--report", "nowhere/a.json"], "report", "mkdir -p nowhere"),
     (["--prompt", "\ud800"], "prompt", ""),
     (["--init-image", "nowhere.png"], "init-image: nowhere.png is not a file", ""),
     (["--strength", "0.5"], "strength", "give an image"),
     (["--vae-tile", "100"], "vae_tile: 100", "use 96 or 104"),
     (["--preview-every", "0"], "preview_every: 0", ""),
+    (["--width", "0"], "width: 0", "the nearest is 64"),
+    (["--width", "99999999999999999999"], "width: 99999999999999999999", "the nearest is 4096"),
+    (["--num-images", "1000000"], "num_images_per_prompt: 1000000", "the nearest is 1000"),
+    (["--prompt", "x" * 100_000], "prompt: 100000 bytes", ""),
+    (["--guidance-interval", "0.7", "0.3"], "guidance_interval: 0.7 is not less than 0.3", ""),
+    (["--eta", "2"], "eta: 2", "the nearest is 1"),
+    (["--variation-strength", "-1"], "variation_strength: -1", "the nearest is 0"),
+    (["--blend", "0.5"], "blend", "give to_prompt"),
+    (["--hires-scale", "9"], "hires_scale: 9", "the nearest is 4"),
+    (["--tile-size", "7"], "tile_size: 7", "the nearest is 64"),
+    (["--threads", "0"], "threads: 0", ""),
+    (["--batch-size", "-3"], "batch_size: -3", ""),
+    (["--max-memory", "lots"], "max_memory: 'lots'", ""),
+    (["--reuse-every", "0"], "reuse_every: 0", ""),
+    (["--output", "x" * 300 + ".png"], "output: 'xxx", "too long"),
+    (["--init-image", "x" * 300], "init-image: xxx", "is not a file"),
 ]
 
 
+def test_more_memory_than_the_limit_is_told(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = ("--prompt", "x", "--num-inference-steps", "1", "--max-memory", "64GiB", "--report", "r.json")
+    monkeypatch.setattr(machine, "peak_rss_mib", lambda: 64 * 1024.0)
+    assert "at the most" not in run(*words).stderr
+    monkeypatch.setattr(machine, "peak_rss_mib", lambda: 64 * 1024.0 + 1)
+    told = "this took 65537 MiB of memory at the most, and --max-memory is 64.0 GiB"
+    assert f"warning: {told}\n" in run(*words).stderr
+    assert told in json.loads((tmp_path / "r.json").read_text())["warnings"]
+
+
 @pytest.mark.parametrize(("words", "message", "hint"), BAD)
-def test_bad_values_stop_before_any_model_is_read(
+def test_r2_r5_r7_to_r15_bad_values_stop_before_any_model_is_read(
     run: Any, words: list[str], message: str, hint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(pipeline.Pipeline, "open", lambda *_, **__: pytest.fail("a model was opened"))
-    seconds = []
-    for _ in range(3):  # the best of three, for other work of the machine slows this down, too
-        began = time.process_time()
+    with within(0.1):
         result = run(*words)
-        seconds.append(time.process_time() - began)
-    assert min(seconds) < 0.1
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith(f"error: {message}"), result.stderr
     assert hint in result.stderr
@@ -188,6 +221,13 @@ def test_a_picture_from_a_picture_says_so(run: Any, tmp_path: Path) -> None:
     assert facts["image"].startswith("sha256:") and facts["mask_image"] not in (None, facts["image"])
 
 
+def test_a_picture_of_another_size_than_the_one_it_starts_from_says_so(run: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (75, 70), (90, 160, 220)).save(tmp_path / "sea.png")
+    result = run("--init-image", "sea.png", *QUICK, "--overwrite")
+    assert result.exit_code == 0 and "size: 72x64, of a picture of 75x70\n" in result.stderr, result.stderr
+    assert "size:" not in run("--init-image", "output.png", *QUICK).stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent there")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [0.0, 0.9])
@@ -199,8 +239,8 @@ def test_e9_a_signal_stops_at_the_next_step_and_keeps_finished_pictures(
         time.sleep(seconds)
         began = time.monotonic()
         started.send_signal(number)
-        printed, said = started.communicate(timeout=60)
-    assert time.monotonic() - began < 10  # much of it is the end of the interpreter on a busy machine
+        printed, said = started.communicate(timeout=120)
+    assert time.monotonic() - began < 60  # all 900 would take many minutes
     assert started.returncode == 130
     assert "stopping at the next step" in said and "error: the run was stopped" in said and "Traceback" not in said
     found = sorted(path.name for path in tmp_path.iterdir())
@@ -278,3 +318,60 @@ def test_demo_py_is_the_same_command(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(root / "demo.py"), "--prompt", "a blue boat", "--quiet", *QUICK]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "output.png\n"
+
+
+def test_i12_a_picture_that_is_there_is_no_report(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "keep.png").write_text("precious")
+    refused = run("--report", "keep.png")
+    assert refused.exit_code == 2 and "report: keep.png exists and is no .json" in refused.stderr
+    assert (tmp_path / "keep.png").read_text() == "precious"
+
+
+def test_a_tilde_is_home_behind_an_equals_sign_too(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run("--output=~/a.png", "--num-inference-steps", "1", "--quiet").exit_code == 0
+    assert (tmp_path / "home" / "a.png").is_file() and not (tmp_path / "~").exists()
+
+
+def test_i12_a_default_name_that_another_process_takes_costs_no_picture(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = Pipeline.stream
+
+    def stream(self: Pipeline, *words: Any, **named: Any) -> Any:
+        (tmp_path / "output.png").write_text("another process")
+        return genuine(self, *words, **named)
+
+    monkeypatch.setattr(Pipeline, "stream", stream)
+    made = run("--num-inference-steps", "1", "--quiet")
+    assert made.exit_code == 0 and made.stdout == "output-1.png\n" and (tmp_path / "output-1.png").is_file()
+    assert (tmp_path / "output.png").read_text() == "another process"
+
+
+def test_e12_without_stderr_there_is_a_picture(tmp_path: Path) -> None:
+    code = "from ovenbird.cli import main; main()"
+    words = ["generate", "--prompt", "a", "--num-inference-steps", "1", "--output", "a.png"]
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, timeout=100, check=False)
+    assert done.returncode == 0 and (tmp_path / "a.png").is_file()
+
+
+def test_e12_a_name_that_stdout_cannot_show_ends_no_run(tmp_path: Path) -> None:
+    code = "from ovenbird.cli import main; main()"
+    words = ["generate", "--prompt", "a", "--num-inference-steps", "1", "--output", "\u5bb6.png", "--num-images", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--quiet"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout.split() == [rb"\u5bb6-0.png", rb"\u5bb6-1.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["\u5bb6-0.png", "\u5bb6-1.png"]
+
+
+def test_debug_stands_before_commands_that_have_it_not() -> None:
+    refused = CliRunner().invoke(cli.main, ["info", "--debug"])
+    assert refused.exit_code == 2 and "hint: put it before the command: ovenbird --debug info" in refused.stderr

@@ -188,7 +188,7 @@ def test_a_name_with_a_colon_is_a_file_if_there_is_one(sd: Bundle, tmp_path: Pat
 
 def test_a_folder_that_says_nothing_of_its_vocabulary_is_refused(sd: Bundle, tmp_path: Path) -> None:
     (tmp_path / "text_encoder" / "config.json").write_text('{"hidden_size": 4, "vocab_size": "806"}')
-    with pytest.raises(ModelError, match="vocab_size is '806', not a number"):
+    with pytest.raises(ModelError, match="vocab_size is '806', not a whole number"):
         read_embeddings(sd, [save(tmp_path / "x.safetensors", **{"<x>": vectors(4)})])
 
 

@@ -31,6 +31,7 @@ from fake_hub import FakeHub, Fault
 from ovenbird import hub as hub_module
 from ovenbird import transfer
 from ovenbird.hub import Download, is_hub_id
+from ovenbird.models import TOKENIZERS, VOCABULARY
 from ovenbird_export.hub import NEEDED, OPTIONAL, download
 
 pytestmark = pytest.mark.export
@@ -432,6 +433,16 @@ def test_a_renamed_repository_is_followed_with_the_token(hub: FakeHub, files: di
     assert [seen.headers.get("authorization") for seen in hub.seen[:2]] == [f"Bearer {TOKEN}"] * 2
 
 
+def test_a_netrc_neither_replaces_the_token_nor_goes_elsewhere(
+    hub: FakeHub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login anonymous password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert_complete(download(REPO), files)
+    assert {seen.headers.get("authorization") for seen in hub.seen if seen.server == "hub"} == {f"Bearer {TOKEN}"}
+    assert {seen.headers.get("authorization") for seen in hub.seen if seen.server == "cdn"} == {None}
+
+
 @pytest.mark.parametrize("place", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "login", None])
 def test_the_token_comes_from_the_usual_places(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str | None
@@ -680,6 +691,7 @@ def test_an_empty_file_is_a_file(hub: FakeHub, files: dict[str, bytes]) -> None:
 
 def test_the_list_of_wanted_names_has_no_clashes() -> None:
     wanted = [f"{part}/{name}" for part, found in NEEDED.items() for name in found]
+    wanted += [f"{part}/{name}" for part in TOKENIZERS for name in VOCABULARY]
     wanted += [f"{part}/{name}" for part, found in OPTIONAL.items() for name in found]
     assert len({name.lower() for name in wanted}) == len(wanted)
     assert not [name for name in wanted if name.endswith((".py", ".bin", ".ckpt"))]

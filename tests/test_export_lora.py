@@ -71,7 +71,7 @@ def test_every_prefix_and_ending_is_understood(tmp_path: Path, prefix: str, endi
         ({f"unet.l{n}.alpha": np.zeros(0) for n in range(MOST_KEYS + 1)}, f"holds {MOST_KEYS + 1} tensors"),
     ],
 )
-def test_a_key_that_would_be_lost_refuses_the_file(tmp_path: Path, tensors: Tensors, message: str) -> None:
+def test_m11_a_key_that_would_be_lost_refuses_the_file(tmp_path: Path, tensors: Tensors, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         write(tmp_path / "x", tensors).check(["unet"])
 
@@ -252,7 +252,7 @@ def test_alpha_may_stand_in_the_header(modules: Modules, tmp_path: Path) -> None
         ({"up": np.full((16, 3), np.inf, np.float32)}, "not finite"),
     ],
 )
-def test_factors_that_do_not_fit_are_refused(
+def test_m11_factors_that_do_not_fit_are_refused(
     modules: Modules, tmp_path: Path, changes: dict[str, NDArray[np.float32]], message: str
 ) -> None:
     encoder = modules.text_encoder()

@@ -462,7 +462,7 @@ def test_bad_requests_are_told(tiny: dict[str, Tiny], tmp_path: Path) -> None:
     file = save(model.tensors, tmp_path / "model.safetensors")
     with pytest.raises(RequestError, match="neither epsilon nor v_prediction"):
         unpack(file, tmp_path / "out", tokenizer=model.tokenizer, prediction_type="x0")
-    with pytest.raises(RequestError, match=r"has no vocab\.json"):
+    with pytest.raises(RequestError, match=r"holds neither vocab\.json nor tokenizer\.json"):
         unpack(file, tmp_path / "out", tokenizer=tmp_path, prediction_type=None)
     file.with_suffix(".yaml").write_text("parameterization: x0")
     with pytest.raises(ModelError, match="parameterization is 'x0'"):

@@ -7,7 +7,6 @@ import json
 import pickle
 import struct
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import pickle_parts as p
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pace import within
 
 from ovenbird.errors import ModelError
 from ovenbird_export import pickled
@@ -253,9 +253,8 @@ BOMBS = {
 @pytest.mark.parametrize("kind", BOMBS)
 def test_m1_a_few_bytes_do_not_last_for_years(tmp_path: Path, kind: str) -> None:
     path = p.write_zip(tmp_path / "a.ckpt", p.program({"bomb": BOMBS[kind], "good": p.GOOD}))
-    started = time.process_time()
-    assert numbers(open_checkpoint(path), "good") == (1.5, -2.0)
-    assert time.process_time() - started < 5
+    with within(5):
+        assert numbers(open_checkpoint(path), "good") == (1.5, -2.0)
 
 
 def packed(path: Path) -> None:

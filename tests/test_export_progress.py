@@ -49,13 +49,13 @@ def test_a_line_says_when_what_how_long_and_how_much(
     )
 
 
-@pytest.mark.parametrize("raised", [ValueError, KeyboardInterrupt])
-def test_a_stage_that_fails_ends_its_line(
-    clock: list[float], capsys: pytest.CaptureFixture[str], raised: type[BaseException]
+@pytest.mark.parametrize(("raised", "end"), [(ValueError, "failed"), (KeyboardInterrupt, "stopped")])
+def test_a_stage_that_does_not_end_well_ends_its_line(
+    clock: list[float], capsys: pytest.CaptureFixture[str], raised: type[BaseException], end: str
 ) -> None:
     with pytest.raises(raised), progress.stage("unet: proving fp16"):
         raise raised
-    assert capsys.readouterr().err == "[ 0:00] unet: proving fp16 ... failed\n"
+    assert capsys.readouterr().err == f"[ 0:00] unet: proving fp16 ... {end}\n"
 
 
 def test_tools_are_quiet_in_a_stage_and_only_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +258,22 @@ def test_the_licence_is_what_the_card_says(tmp_path: Path, card: str | None, lic
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     assert Source.open(tmp_path).licence() == licence
+
+
+def test_a_tokenizer_as_transformers_5_writes_it(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from ovenbird_export import tokenizer
+
+    export_tiny.write_tokenizer(tmp_path / "old")
+    before = tokenizer.write_tokenizer(tmp_path / "old", tmp_path / "first", 10_000)
+    new = tmp_path / "new"
+    new.mkdir()
+    shutil.copy(tmp_path / "first" / "tokenizer.json", new)
+    settings = json.loads((tmp_path / "old" / "tokenizer_config.json").read_text())
+    more = {"backend": "tokenizers", "is_local": True, "local_files_only": False}
+    (new / "tokenizer_config.json").write_text(json.dumps(settings | more))
+    after = tokenizer.write_tokenizer(new, tmp_path / "second", 10_000)
+    for text in ("", "a red house", "A  Red\tHOUSE, with 2 cats!"):
+        assert before(text).input_ids == after(text).input_ids
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / "first" / name).read_text() == (tmp_path / "second" / name).read_text()

@@ -109,7 +109,7 @@ def test_without_a_network_the_hint_says_how_to_do_without(
 
 def test_a_repository_without_a_vocabulary_is_refused(tmp_path: Path, hub: FakeHub) -> None:
     hub.commit({"README.md": b"clip"})
-    with pytest.raises(ModelError, match=r"has no tokenizer/vocab\.json"):
+    with pytest.raises(ModelError, match=r"has no vocab\.json"):
         locate_file(tmp_path)
 
 
@@ -118,3 +118,30 @@ def test_the_default_is_the_one_that_the_help_names() -> None:
 
     (option,) = [p for p in export.params if p.name == "tokenizer"]
     assert sources.CLIP in (getattr(option, "help", "") or "")
+
+
+def test_a_tokenizer_as_transformers_5_writes_it_will_do(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(original, "unpack", lambda *_, tokenizer, **__: seen.extend(tokenizer.iterdir()) or {})
+    hub.commit({"tokenizer/tokenizer.json": b"{}", "model.safetensors": b"weights"})
+    locate_file(tmp_path)
+    assert [path.name for path in seen] == ["tokenizer.json"]
+
+
+@pytest.mark.parametrize("place", ["", "fp16"])
+def test_what_an_export_wrote_is_no_source(tmp_path: Path, place: str) -> None:
+    (tmp_path / "out" / place).mkdir(parents=True)
+    (tmp_path / "out" / place / "ovenbird.json").write_text("{}")
+    with pytest.raises(RequestError, match="is what an export wrote"):
+        locate(Wanted(str(tmp_path / "out")), tmp_path)
+
+
+def test_a_folder_that_is_no_model_and_somebody_who_is_nobody(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"has no model_index\.json"):
+        locate(Wanted(str(tmp_path / "empty")), tmp_path)
+    for text in ("~nosuchuser/x", "x" * 300):
+        with pytest.raises(RequestError, match="neither a folder"):
+            locate(Wanted(text), tmp_path)

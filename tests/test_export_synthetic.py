@@ -287,6 +287,7 @@ def test_diffusers_makes_a_picture(name: str, tmp_path: Path, monkeypatch: pytes
     assert np.isfinite(pictures).all() and pictures.std() > 0.05
 
 
+@pytest.mark.slow  # test_export_verify.py exports the same model in every run
 def test_it_can_be_exported(tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("optimum")
     import onnx

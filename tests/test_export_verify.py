@@ -92,7 +92,7 @@ def test_without_a_manifest_there_is_nothing_to_compare_with(copy: Path) -> None
     assert result.exit_code == 3 and "has no ovenbird.json" in result.stderr
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_the_numbers_are_those_of_the_export(made: Path, precision: str) -> None:
     result = ovenbird("verify", made / precision, "--json")
     assert result.exit_code == 0

@@ -217,3 +217,8 @@ def test_others_are_not_told_sizes(nestling: Path, tmp_path: Path, name: str) ->
     model = bundle(nestling, tmp_path / "sd", "sd", {}, {})
     with pytest.raises(RequestError, match=f"{name}: test is not told of sizes"):
         check(model, wish(**{name: GIVEN[name]}))
+
+
+def test_sdxl_has_zeros_where_the_index_says_nothing_as_in_diffusers(nestling: Path, tmp_path: Path) -> None:
+    found = condition(bundle(nestling, tmp_path / "xl", "sdxl", {}, {}), Encoders(), wish())
+    assert (found["encoder_hidden_states"][0] == 0).all() and (found["text_embeds"][0] == 0).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,53 @@ def test_i3_a_bomb_is_known_by_its_header(tmp_path: Path, size: tuple[int, int])
         read("image", path)
 
 
+def test_i3_bombs_of_other_formats_take_no_memory(tmp_path: Path) -> None:
+    jpeg, webp = (saved(Image.new("RGB", (8, 8)), kind) for kind in ("JPEG", "WEBP"))
+    sides = jpeg.index(b"\xff\xc0") + 5  # behind marker, length and depth
+    frame = webp.index(b"VP8 ") + 14  # behind name, size, and what begins each key frame
+    bombs = {
+        "jpeg": jpeg[:sides] + struct.pack(">HH", 65500, 65500) + jpeg[sides + 4 :],
+        "webp": webp[:frame] + struct.pack("<HH", 16383, 16383) + webp[frame + 4 :],
+    }
+    for name, content in bombs.items():
+        (tmp_path / name).write_bytes(content)
+        tracemalloc.start()
+        try:
+            with pytest.raises(RequestError, match=r"pixels are more than 16 million|is not a whole"):
+                read("image", tmp_path / name)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
+
+
+FOREIGN = {
+    "PSD": b"8BPS\x00\x01" + bytes(6) + struct.pack(">HIIHH", 3, 8, 8, 8, 3) + bytes(300),
+    "FITS": b"".join(
+        line.ljust(80) for line in (b"SIMPLE  =                    T", b"BITPIX  =                    8",
+                                    b"NAXIS   =                    2", b"NAXIS1  =                    8",
+                                    b"NAXIS2  =                    8", b"END")
+    ).ljust(2880) + bytes(2880),
+    "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "EPS that runs": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(/etc/passwd) (r) file\n",
+    "AVIF": bytes.fromhex("0000001c66747970617669660000000061766966") + b"mif1miaf" + bytes(200),
+    "HEIC": bytes.fromhex("0000001c667479706865696300000000") + b"mif1heic" + bytes(200),
+    "JPEG 2000": bytes.fromhex("0000000c6a5020200d0a870a") + bytes(200),
+    "XBM": b"#define a_width 8\n#define a_height 8\nstatic char a_bits[] = {0};",
+    "WMF": bytes.fromhex("d7cdc69a") + bytes(200),
+    "PCX": b"\x0a\x05\x01\x08" + bytes(200),
+    "DDS": b"DDS " + struct.pack("<I", 124) + bytes(200),
+    "QOI": b"qoif" + struct.pack(">II", 8, 8) + b"\x03\x00" + bytes(100),
+    "ZIP": b"PK\x03\x04" + bytes(100),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_i4_what_pillow_cannot_write_is_not_parsed_either(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.png").write_bytes(FOREIGN[kind])
+    with pytest.raises(RequestError, match="not a whole PNG, JPEG or WEBP file"):
+        read("image", tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "PPM", "EPS", "PDF", "ICO", "TGA"])
 def test_i4_other_formats_are_not_parsed(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.png"
@@ -105,6 +153,8 @@ def test_i7_other_modes_become_rgb() -> None:
     assert dot(Image.new("CMYK", (4, 4), (0, 255, 255, 0)))[0] > 200
     assert dot(Image.new("L", (4, 4), 77)) == (77, 77, 77)
     assert dot(Image.new("1", (4, 4), 1)) == (255, 255, 255)
+    inks = Image.open(io.BytesIO(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")))  # as Photoshop: inverted
+    assert inks.mode == "CMYK" and dot(inks)[0] > 200 and dot(inks)[1] < 60
 
 
 @pytest.mark.skipif(not features.check("littlecms2"), reason="this Pillow has no colour management")
@@ -153,7 +203,7 @@ def test_i10_masks() -> None:
     assert mask("mask_image", Image.new("RGBA", (1, 1), (255, 255, 255, 255))).getpixel((0, 0)) == 255
 
 
-def test_sizes_follow_the_picture() -> None:
+def test_i9_sizes_follow_the_picture() -> None:
     def size(**given: Any) -> tuple[int | None, int | None]:
         wish = Request(prompt="a", image=scene(101, 83), **given)
         return wish.width, wish.height
@@ -218,7 +268,7 @@ def test_strength_is_how_much_changes_and_how_many_steps_run(pipeline: Pipeline)
     assert gaps[0] < gaps[1] < gaps[2]
 
 
-def test_outside_the_mask_nothing_changes_and_picture_k_is_that_of_seed_plus_k(pipeline: Pipeline) -> None:
+def test_i10_outside_the_mask_nothing_changes_and_picture_k_is_that_of_seed_plus_k(pipeline: Pipeline) -> None:
     image, holes = scene(64, 64), Image.new("L", (64, 64))
     holes.paste(127, (0, 0, 32, 64))
     holes.paste(128, (33, 7, 61, 50))

@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import memory, record
-from ovenbird import Pipeline, Request, RequestError
+from ovenbird import Pipeline, Request, RequestError, compiled, mapped
 from ovenbird.backends import SHALLOW, rewrites
 from ovenbird.budget import KEEP, Cast, Job, foresee, needs
 from ovenbird.bundle import Bundle
@@ -87,14 +87,17 @@ def test_half_the_arithmetic_takes_less(bundle: Bundle) -> None:
     assert cost(bundle, "unet", 2, 4, 64, 64, precision="bf16").held < cost(bundle, "unet", 2, 4, 64, 64).held
 
 
-def test_what_is_in_the_cache_holds_less() -> None:
+def test_what_is_in_the_cache_holds_less(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline.open("nestling", inference_precision="f32")
     need = Need("unet", (2, 4, 16, 16))
+    in_a_file = cost(pipeline.bundle, *need[:1], *need.shape)
+    monkeypatch.setattr(compiled, "scratch", lambda size: mapped.room(size, None))
     before = cost(pipeline.bundle, *need[:1], *need.shape)
     pipeline.generate(WISH)
     after = cost(pipeline.bundle, *need[:1], *need.shape)
     assert after.making < before.making - 20 * MIB and after.held < before.held - 20 * MIB
     assert cost(pipeline.bundle, "unet", 2, 4, 8, 8).held > after.held
+    assert in_a_file == after
 
 
 def test_nothing_is_foreseen_from_a_strange_config_and_the_run_goes_on(nestling: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ovenbird import RequestError, ResourceError
-from ovenbird.metadata import parameters, save_png
+from ovenbird.metadata import parameters, save_picture
 
 FACTS: dict[str, Any] = {
     "prompt": "a tree, »grün«\nsecond line",
@@ -24,6 +26,8 @@ FACTS: dict[str, Any] = {
     "variation_seed": None,
     "variation_strength": 0.0,
     "hires_scale": None,
+    "clip_skip": 0,
+    "eta": 0.0,
     "model": "nestling",
     "ovenbird": "0.1.0",
 }
@@ -31,7 +35,7 @@ PICTURE = Image.new("RGB", (16, 8), (1, 2, 3))
 
 
 def test_the_words_are_in_the_picture(tmp_path: Path) -> None:
-    save_png(PICTURE, tmp_path / "a.png", FACTS)
+    save_picture(PICTURE, tmp_path / "a.png", FACTS)
     with Image.open(tmp_path / "a.png") as image:
         image.load()
         text = image.text  # type: ignore[attr-defined]
@@ -66,9 +70,9 @@ def test_i12_what_exists_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("precious")
     with pytest.raises(RequestError, match="exists"):
-        save_png(PICTURE, path, FACTS)
+        save_picture(PICTURE, path, FACTS)
     assert path.read_text() == "precious"
-    save_png(PICTURE, path, FACTS, overwrite=True)
+    save_picture(PICTURE, path, FACTS, overwrite=True)
     assert path.read_bytes()[:4] == b"\x89PNG"
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
@@ -78,8 +82,8 @@ def test_i12_a_link_is_not_followed(tmp_path: Path) -> None:
     target.write_text("precious")
     (tmp_path / "a.png").symlink_to(target)
     with pytest.raises(RequestError, match="exists"):
-        save_png(PICTURE, tmp_path / "a.png", FACTS)
-    save_png(PICTURE, tmp_path / "a.png", FACTS, overwrite=True)
+        save_picture(PICTURE, tmp_path / "a.png", FACTS)
+    save_picture(PICTURE, tmp_path / "a.png", FACTS, overwrite=True)
     assert target.read_text() == "precious"
 
 
@@ -91,8 +95,45 @@ def test_e5_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
     try:
         with pytest.raises(ResourceError, match="disk is full"):
-            save_png(PICTURE, tmp_path / "a.png", FACTS)
+            save_picture(PICTURE, tmp_path / "a.png", FACTS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reason", [errno.EPERM, errno.EOPNOTSUPP])
+def test_i12_without_hard_links_a_picture_is_written_and_none_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    def link(*_: Any, **__: Any) -> None:
+        raise OSError(reason, "not here")
+
+    monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "a.png"
+    save_picture(PICTURE, path, FACTS)
+    before = path.read_bytes()
+    assert before[:4] == b"\x89PNG"
+    with pytest.raises(RequestError, match="exists"):
+        save_picture(PICTURE, path, FACTS)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_i12_what_cannot_be_put_in_place_leaves_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "not here")
+
+    monkeypatch.setattr(os, "link", no)
+    monkeypatch.setattr(os, "replace", no)
+    with pytest.raises(ResourceError):
+        save_picture(PICTURE, tmp_path / "a.png", FACTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_web_ui_is_told_what_it_would_take_to_be_otherwise() -> None:
+    line = parameters(FACTS | {"sampler": "DPM++ 2M", "clip_skip": 1, "eta": 0.0}).splitlines()[-1]
+    assert "Sampler: DPM++ 2M, Schedule type: Uniform, Clip skip: 2, CFG scale" in line
+    line = parameters(FACTS | {"sampler": "DDIM", "clip_skip": 0, "eta": 0.5}).splitlines()[-1]
+    assert "Sampler: DDIM, Eta DDIM: 0.5, CFG scale" in line
+    for plain in ("Euler", "DPM++ 2M Karras"):
+        assert f"Sampler: {plain}, CFG" in parameters(FACTS | {"sampler": plain, "clip_skip": 0, "eta": 0.0})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 pytest.importorskip("huggingface_hub")
 
@@ -19,9 +20,10 @@ from fake_hub import FakeHub
 from ovenbird import Bundle, MissingExtraError, ModelError, Pipeline, Request, RequestError, cli, machine, transfer
 from ovenbird.backends import BACKENDS
 from ovenbird.choice import Leeway, Measured, Tuning, Way, facts
-from ovenbird.models import FORMATS, choose_model, open_model, open_variants
+from ovenbird.models import FORMATS, VOCABULARY, choose_model, names, open_model, open_variants
 
 REPO = "owner/name"
+LEAST = ("--prompt", "a red house", "--num-inference-steps", "2")
 INDEX = json.dumps({"_class_name": "StableDiffusionPipeline"}).encode()
 PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
@@ -114,6 +116,42 @@ def test_the_second_time_a_branch_costs_one_request_and_a_commit_none(
     assert hub.seen == []
 
 
+def test_a_tokenizer_of_the_hub_reads_prompts_as_its_folder_does(
+    hub: FakeHub, nestling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {name: (nestling / "fp16" / "tokenizer" / name).read_bytes() for name in VOCABULARY}
+    letters = own | {"merges.txt": b"#version: 0.2\n"}
+    (tmp_path / "words").mkdir()
+    for name, content in letters.items():
+        (tmp_path / "words" / name).write_bytes(content)
+
+    def drawn(*words: str) -> tuple[bytes, str]:
+        found = CliRunner().invoke(cli.main, ["generate", *LEAST, "--seed", "1", "--quiet", *words])
+        assert found.exit_code == 0, found.output
+        with Image.open(found.stdout.strip()) as picture:
+            return picture.tobytes(), found.stderr
+
+    commit = hub.commit(letters | UNWANTED)
+    expected, _ = drawn("--tokenizer", "words")
+    assert drawn()[0] != expected
+    for words in (["--tokenizer", REPO], ["--tokenizer", f"{REPO}@{commit}"], ["--tokenizer", REPO, "--offline"]):
+        picture, said = drawn(*words)
+        assert picture == expected and "another --tokenizer" not in said
+    assert set(hub.names()) == {"metadata", *VOCABULARY}
+    hub.commit(below("tokenizer", own))  # a model with one
+    assert drawn("--tokenizer", REPO)[0] == drawn()[0]
+
+
+@pytest.mark.parametrize("content", [{"README.md": b"clip"}, {"vocab.json": b"{}"}])
+def test_a_tokenizer_that_is_not_there_is_refused(hub: FakeHub, content: dict[str, bytes]) -> None:
+    hub.commit(content)
+    with pytest.raises(ModelError, match=r"^the repository has no (vocab\.json|merges\.txt)"):
+        Pipeline.open(tokenizer=REPO)
+    with pytest.raises(RequestError, match=r"^tokenizer: owner/name .* never downloaded") as caught:
+        Pipeline.open(tokenizer=REPO, offline=True)
+    assert str(caught.value.hint).startswith("a model has its own tokenizer: leave it out; else run once without")
+
+
 def test_offline_needs_neither_the_network_nor_the_packages_for_it(hub: FakeHub, exported: dict[str, bytes]) -> None:
     hub.commit(exported)
     open_model(REPO)
@@ -182,6 +220,11 @@ def test_of_several_variants_one_is_fetched(hub: FakeHub, exported: dict[str, by
     with pytest.raises(ModelError, match="format 2"):
         open_model(REPO, "int8")
     assert open_model(REPO, offline=True) == found
+    assert names() == ["nestling", REPO]
+    hub.commit(exported | {"README.md": b"newer"})
+    open_model(REPO)
+    assert names() == ["nestling", REPO, f"{REPO}@{commit}"]
+    assert [open_variants(name)[0].path.parts[-2:-1] for name in names()[1:] if "@" in name] == [(commit,)]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ LATENTS = training_betas("scaled_linear", 0.00085, 0.012, 1000)
 
 
 @pytest.mark.parametrize("fact", FACTS["torch_randn"], ids=str)
-def test_noise_is_torchs(fact: dict[str, Any]) -> None:
+def test_r13_noise_is_torchs(fact: dict[str, Any]) -> None:
     noise = TorchNoise(fact["seed"])
     drawn = [noise(fact["shape"]) for _ in range(fact["draw"])][-1]
     assert drawn.dtype == np.float32
@@ -53,7 +53,7 @@ def test_draws_of_any_size_follow_each_other_as_in_torch() -> None:
 
 
 @pytest.mark.parametrize("fact", FACTS["large_seeds"], ids=str)
-def test_seeds_are_masked_as_in_torch(fact: dict[str, Any]) -> None:
+def test_r13_seeds_are_masked_as_in_torch(fact: dict[str, Any]) -> None:
     assert_allclose(TorchNoise(int(fact["seed"]))(16)[:4], fact["first4"], rtol=0, atol=5e-7)
 
 
@@ -63,13 +63,13 @@ def test_noise_of_odd_shapes(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True, "1", None])
-def test_seeds_out_of_range_are_refused(seed: Any) -> None:
+def test_r13_seeds_out_of_range_are_refused(seed: Any) -> None:
     with pytest.raises(RequestError, match="seed"):
         TorchNoise(seed)
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**31 + 1, 2**32 + 7, 2**64 - 1])
-def test_noise_against_torch_itself(seed: int) -> None:
+def test_r13_noise_against_torch_itself(seed: int) -> None:
     torch = pytest.importorskip("torch")
     theirs, ours = torch.Generator("cpu").manual_seed(seed), TorchNoise(seed)
     for size in (1, 3, 16, 5, 17, 1000, 1, 15, 33, 7, 4096):

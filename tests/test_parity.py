@@ -77,7 +77,7 @@ def knowing(learned: dict[str, Path]) -> Any:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_m11_learned_words_and_clip_skip_give_the_picture_of_diffusers(
+def test_learned_words_and_clip_skip_give_the_picture_of_diffusers(
     exported: Path, learned: dict[str, Path], knowing: Any, backend: str
 ) -> None:
     engine = Pipeline.open(

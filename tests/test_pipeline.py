@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovenbird import Cancelled, NumericError, Picture, Pipeline, Request, RequestError, Step
+from ovenbird import Cancelled, NumericError, Picture, Pipeline, Request, RequestError, Step, recall
 from ovenbird.families import condition
 
 QUICK: dict[str, Any] = {"prompt": "a red house in the snow", "num_inference_steps": 3, "seed": 5}
@@ -26,7 +27,7 @@ def pixels(image: Image.Image) -> Any:
     return np.asarray(image).astype(int)
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_ran_between(pipeline: Pipeline) -> None:
+def test_n4_the_same_seed_gives_the_same_bytes_whatever_ran_between(pipeline: Pipeline) -> None:
     first = pipeline.generate(Request(**QUICK)).images[0]
     pipeline.generate(Request(**QUICK | {"prompt": "a boat", "scheduler": "pndm"}))
     again = pipeline.generate(Request(**QUICK)).images[0]
@@ -177,7 +178,7 @@ def test_pndm_reports_its_extra_call(pipeline: Pipeline) -> None:
     assert report.unet_calls == 11
 
 
-def test_bad_names_and_counts_stop_before_compiling(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r15_bad_names_and_counts_stop_before_compiling(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = Pipeline.open("nestling")
     monkeypatch.setattr(fresh.backend, "compile", lambda *_, **__: pytest.fail("compiled"))
     for change in ({"scheduler": "euler b"}, {"eta": 0.5, "scheduler": "euler"}):
@@ -206,7 +207,7 @@ def test_n1_latents_that_are_not_finite_stop_the_run_at_their_step(monkeypatch: 
         list(pipeline.stream(Request(**QUICK)))
 
 
-def test_the_report_says_what_really_ran(pipeline: Pipeline) -> None:
+def test_n2_the_report_says_what_really_ran(pipeline: Pipeline) -> None:
     pipeline.generate(Request(**QUICK))
     report = pipeline.report()
     assert set(report.precision.values()) == {"f32"}
@@ -250,6 +251,31 @@ def test_clip_skip_is_refused_before_compiling_where_the_graph_lacks_the_layers(
         pipeline.stream(Request(**QUICK, clip_skip=2))
     plain, skipped = (pixels(pipeline.generate(Request(**QUICK, clip_skip=skip)).images[0]) for skip in (0, 1))
     assert np.abs(skipped - plain).mean() > 1
+
+
+def test_a_saved_picture_has_its_settings_and_can_be_made_again(pipeline: Pipeline, tmp_path: Path) -> None:
+    [picture] = pipeline.generate(Request(prompt="a red house", seed=3, num_inference_steps=2)).pictures
+    for end in (".png", ".jpg", ".webp"):
+        pipeline.save(picture, str(tmp_path / f"a{end}"))
+        told = recall.read(tmp_path / f"a{end}").settings
+        assert (told["prompt"], told["seed"], told["model"]) == ("a red house", 3, "nestling")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.tobytes() == picture.image.tobytes()
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(RequestError, match=r"a\.png exists"):
+        pipeline.save(picture, tmp_path / "a.png")
+    pipeline.save(picture, tmp_path / "a.png", overwrite=True)
+    assert (tmp_path / "a.png").read_bytes() == before
+    with pytest.raises(RequestError, match=r"a\.gif does not end in \.png") as caught:
+        pipeline.save(picture, tmp_path / "a.gif")
+    assert str(caught.value.hint).endswith("a.png") and not (tmp_path / "a.gif").exists()
+
+
+@pytest.mark.parametrize("wrong", ["a red house", ["a red house"], [Request(prompt=""), None]])
+def test_what_is_no_request_is_refused_in_words(pipeline: Pipeline, wrong: Any) -> None:
+    with pytest.raises(RequestError, match="is no Request") as caught:
+        pipeline.generate(wrong)
+    assert "hint: such as Request(" in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_stream_that_is_dropped_leaves_the_pipeline_usable(pipeline: Pipeline) -> None:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from ovenbird import Pipeline, Request, RequestError
+from ovenbird import Pipeline, Request, RequestError, schedulers
 from ovenbird.backends import Arrays
 from ovenbird.cli import main
 from ovenbird.denoiser import guided, guided_within, reusing
@@ -146,7 +146,7 @@ def test_a_request_goes_before_the_preset() -> None:
         ({"guidance_interval": (0.5, 0.5)}, "guidance_interval: 0.5 is not less than 0.5"),
     ],
 )
-def test_r1_wrong_shortcuts_are_refused_before_a_model_is_looked_for(ways: dict[str, Any], message: str) -> None:
+def test_r15_wrong_shortcuts_are_refused_before_a_model_is_looked_for(ways: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         Pipeline.open("no-such-model", **ways)
 
@@ -154,7 +154,7 @@ def test_r1_wrong_shortcuts_are_refused_before_a_model_is_looked_for(ways: dict[
 @pytest.mark.parametrize(
     "interval", [(0.5,), (0.5, 0.5), (0.6, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.0, float("nan")), 0.5]
 )
-def test_r1_intervals_that_are_none(interval: Any) -> None:
+def test_r12_intervals_that_are_none(interval: Any) -> None:
     with pytest.raises(RequestError, match="guidance_interval: "):
         Request(prompt="", guidance_interval=interval)
 
@@ -191,3 +191,10 @@ def test_the_command_says_what_it_left_out(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text())["shortcuts"] == shortcuts
     with Image.open(tmp_path / "a.png") as image:
         assert json.loads(image.text["ovenbird"])["shortcuts"] == shortcuts
+
+
+def test_an_interval_from_the_beginning_has_steps_beyond_the_last_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, flow = pipeline(), schedulers.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    monkeypatch.setattr(made, "scheduler", lambda _: flow)
+    made.generate(Request(prompt=PROMPT, seed=1, num_inference_steps=2, guidance_interval=(0.0, 1.0 - 1e-9)))
+    assert made.report().unet_calls == 4  # the first is at 1000, and the timesteps end at 999

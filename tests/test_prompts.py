@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-import time
 import warnings
 from itertools import pairwise
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pace import within
 
 from ovenbird.prompts import LARGEST_WEIGHT, Piece, Sections, escape, plain, webui
 
@@ -149,16 +149,15 @@ HOSTILE = ["(", "[", "([", "[|", "\\", ":1", ": ", "(:9)", "(a)[b]", "BREAK ", "
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_r3_time_grows_with_the_length_and_no_faster(unit: str) -> None:
     text = unit * (16_000 // len(unit))
-    began = time.process_time()
-    read(text)
-    read(text + ":9)" * 9000)
-    assert time.process_time() - began < 5  # what is quadratic needs minutes
+    with within(5):  # what is quadratic needs minutes
+        read(text)
+        read(text + ":9)" * 9000)
 
 
 @pytest.mark.parametrize(
     "text", ["(a:11)", "(a:-1e9)(b:11)", "(" * 40 + "a", "(a:" + "9" * 500 + ")", "((a:1e5):0)(x:99)"]
 )
-def test_m11_a_weight_out_of_bounds_is_said(text: str) -> None:
+def test_r5_a_weight_out_of_bounds_is_said(text: str) -> None:
     with pytest.warns(UserWarning, match="beyond 10"):
         sections = webui(text)
     assert all(math.isfinite(piece.weight) for section in sections for piece in section)

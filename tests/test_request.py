@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
+from pace import within
 from PIL import Image
 
 from ovenbird import Request, RequestError
@@ -65,7 +65,7 @@ BAD: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("field", "value", "rule"), BAD)
-def test_r2_r3_r7_to_r14_a_bad_value_names_field_value_and_rule(field: str, value: Any, rule: str) -> None:
+def test_r2_r3_r5_r7_to_r15_a_bad_value_names_field_value_and_rule(field: str, value: Any, rule: str) -> None:
     with pytest.raises(RequestError) as caught:
         Request(**{"prompt": "a house", field: value})
     assert str(caught.value).startswith(f"{field}: ")
@@ -74,21 +74,19 @@ def test_r2_r3_r7_to_r14_a_bad_value_names_field_value_and_rule(field: str, valu
     assert caught.value.exit_code == 2
 
 
-def test_a_bad_size_gets_the_two_nearest() -> None:
+def test_r7_a_bad_size_gets_the_two_nearest() -> None:
     with pytest.raises(RequestError) as caught:
         Request(prompt="", height=500)
     assert caught.value.hint == "use 496 or 504"
 
 
 def test_r3_a_huge_prompt_is_refused_at_once() -> None:
-    began = time.process_time()
-    with pytest.raises(RequestError):
+    with within(0.1), pytest.raises(RequestError):
         Request(prompt="x" * 10_000_000)
-    assert time.process_time() - began < 0.1
 
 
 @pytest.mark.parametrize("size", range(1, 200))
-def test_r7_sizes(size: int) -> None:
+def test_r7_sizes_that_are_not_multiples_of_8(size: int) -> None:
     fine = size >= 64 and size % 8 == 0
     if fine:
         assert Request(prompt="", width=size).width == size

@@ -70,6 +70,16 @@ def test_a_gate_is_split_and_the_same(stored: Callable[[Array], Any], across: bo
     assert close(run(model, x)[0], wanted)
 
 
+@pytest.mark.parametrize("kind", [ov.Type.bf16, ov.Type.i4])
+def test_weights_that_numpy_does_not_show_as_they_are_stay(kind: ov.Type) -> None:
+    weights = ops.convert(ops.constant(np.clip(np.round(3 * numbers(12, 8)), -8, 7), kind), np.float32)
+    model, x = geglu(weights, True), numbers(2, 6, 8)
+    [wanted] = run(model, x)
+    assert rewrites.split_gates(model) == 0
+    model.validate_nodes_and_infer_types()
+    assert (run(model, x)[0] == wanted).all()
+
+
 def test_a_gate_that_is_the_first_half_stays() -> None:
     assert rewrites.split_gates(geglu(half(numbers(12, 8)), True, swapped=True)) == 0
 

@@ -286,7 +286,7 @@ def test_timesteps_of_every_number_of_steps(name: str) -> None:
             assert gap.max() <= 1 and np.sum(gap > 1e-3) <= (n > 400)
 
 
-def test_their_unipc_with_b1_is_not_finite_at_the_end_and_ours_is() -> None:
+def test_r16_their_unipc_with_b1_is_not_finite_at_the_end_and_ours_is() -> None:
     config = config_of("unipc", solver_type="bh1")
     reference = theirs(config, 20)
     assert not np.isfinite(their_walk(reference, TorchNoise(0)(SHAPE), 0, 0.0)).all()

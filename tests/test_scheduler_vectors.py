@@ -63,7 +63,7 @@ def scaled_in_place(scheduler: Scheduler, x: Array, n: int, start: int, noise: C
 
 
 @pytest.mark.parametrize("vector", FACTS["published_vectors"], ids=lambda vector: vector["id"])
-def test_published_vectors(vector: dict[str, Any]) -> None:
+def test_r9_published_vectors(vector: dict[str, Any]) -> None:
     sizes = np.abs(published(vector)).astype(np.float64)
     for fact, got in ((vector["abs_sum"], sizes.sum()), (vector["abs_mean"], sizes.mean())):
         if fact:
@@ -106,7 +106,7 @@ def test_published_variance_of_ddim() -> None:
         assert end.item() ** 2 == pytest.approx(variance, abs=fact["abs_tol"])
 
 
-def test_published_levels_of_a_flow() -> None:
+def test_n6_published_levels_of_a_flow() -> None:
     fact = FACTS["flow_levels"]
     plan = from_config(fact["config"])._plan(fact["num_inference_steps"], 0)
     shares = [sigma / (1 + sigma) for sigma in (*plan.sigmas, plan.strides[-1][1])]

@@ -62,7 +62,7 @@ def run(scheduler: Scheduler, n: int, *, seed: int = 0, start: int = 0) -> Array
 
 @pytest.mark.filterwarnings("ignore:.*not from noise to a picture")
 @pytest.mark.parametrize("name", NAMES)
-def test_few_steps_are_defined(name: str) -> None:
+def test_r9_few_steps_are_defined(name: str) -> None:
     for spacing in ("leading", "linspace", "trailing"):
         scheduler = plain(name, timestep_spacing=spacing)
         for n in (1, 2, 3):
@@ -74,7 +74,7 @@ def test_few_steps_are_defined(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*not from noise to a picture")  # 1000 // 1001 is 0
 @pytest.mark.parametrize("n", [999, 1000])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_many_steps_are_defined(name: str, n: int) -> None:
+def test_r9_many_steps_are_defined(name: str, n: int) -> None:
     for spacing in ("leading", "linspace", "trailing"):
         scheduler = plain(name, timestep_spacing=spacing, original_inference_steps=1000)
         assert np.isfinite(run(scheduler, n)).all()
@@ -82,7 +82,7 @@ def test_many_steps_are_defined(name: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("ladder", ["karras", "exponential", "beta", "lu"])
-def test_ladders_of_many_steps_are_defined(ladder: str) -> None:
+def test_r9_ladders_of_many_steps_are_defined(ladder: str) -> None:
     for row in SAMPLERS.values():
         if ladder in row.suffixes:
             assert np.isfinite(run(plain(f"{row.name}_{ladder}"), 999)).all(), row.name
@@ -90,21 +90,21 @@ def test_ladders_of_many_steps_are_defined(ladder: str) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 999, 1000])
 @pytest.mark.filterwarnings("ignore:.*not from noise to a picture")
-def test_runge_kutta_warm_up_is_defined_for_every_number_of_steps(n: int) -> None:
+def test_r9_runge_kutta_warm_up_is_defined_for_every_number_of_steps(n: int) -> None:
     scheduler = from_config({**STABLE_DIFFUSION, "skip_prk_steps": False})
     assert np.isfinite(run(scheduler, n)).all()
     assert scheduler.calls(n) == n + 3 * min(3, n - 1)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpm2_a", "pndm", "deis_karras"])
-def test_a_single_step_that_leads_nowhere_is_warned_of(name: str) -> None:
+def test_r10_a_single_step_that_leads_nowhere_is_warned_of(name: str) -> None:
     scheduler = plain(name, timestep_spacing="leading")
     with pytest.warns(UserWarning, match="not from noise to a picture"):
         run(scheduler, 1)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "lcm", "flow_euler", "dpmpp_2m_karras"])
-def test_a_single_step_from_noise_to_a_picture_is_not_warned_of(name: str) -> None:
+def test_r10_a_single_step_from_noise_to_a_picture_is_not_warned_of(name: str) -> None:
     run(plain(name, timestep_spacing="trailing"), 1)
 
 
@@ -126,7 +126,7 @@ def test_only_some_ask_more_often_than_they_step() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_leave_nothing_behind(name: str) -> None:
+def test_n4_runs_leave_nothing_behind(name: str) -> None:
     scheduler = plain(name)
     first = run(scheduler, 7, seed=1)
     run(scheduler, 5, seed=2)
@@ -161,7 +161,7 @@ def test_what_is_known_stays_and_the_rest_is_as_without_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_runs_do_not_disturb_each_other(name: str) -> None:
+def test_n4_runs_do_not_disturb_each_other(name: str) -> None:
     scheduler = plain(name)
 
     def walk(seed: int) -> Iterator[Call]:
@@ -222,7 +222,7 @@ def test_a_network_that_knows_the_picture_makes_it(name: str, prediction: str) -
     assert np.abs(end * scheduler._frame.kept(lowest) - picture).max() < 4 * lowest + 1e-4
 
 
-def test_unipc_with_b1_ends_as_with_b2_where_diffusers_is_not_finite() -> None:
+def test_r16_unipc_with_b1_ends_as_with_b2_where_diffusers_is_not_finite() -> None:
     """The last step, to 0, is of order 1, where B does not count."""
     config = {**STABLE_DIFFUSION, "_class_name": "UniPCMultistepScheduler"}
     first, second = (from_config({**config, "solver_type": kind}) for kind in ("bh1", "bh2"))
@@ -248,7 +248,7 @@ def test_noise_predicted_from_pure_noise_is_refused(name: str) -> None:
     assert "v_prediction" in str(caught.value.hint)
 
 
-def test_a_flow_ends_where_diffusers_ends_it() -> None:
+def test_n6_a_flow_ends_where_diffusers_ends_it() -> None:
     """The lowest share of noise is shifted twice: 0.00893, where once would be 0.00299."""
     plan = plain("flow_euler")._plan(4, 0)
     shares = [sigma / (1 + sigma) for sigma in plan.sigmas]
@@ -335,10 +335,12 @@ def test_what_training_fixed_is_that_of_the_models_own_class() -> None:
 
 
 def test_a_flow_and_a_diffusion_are_not_sampled_alike() -> None:
-    with pytest.raises(ModelError, match="prediction_type"):
+    with pytest.raises(RequestError, match=r"euler is not for this model: .* prediction_type"):
         from_name("euler", FLOW)
-    with pytest.raises(ModelError, match="prediction_type"):
+    with pytest.raises(RequestError, match=r"flow_euler is not for this model: .* prediction_type"):
         from_name("flow_euler", STABLE_DIFFUSION)
+    with pytest.raises(ModelError, match="prediction_type"):
+        from_name("euler", STABLE_DIFFUSION | {"prediction_type": "guess"})
 
 
 def test_a_named_sampler_takes_its_own_ladder() -> None:
@@ -352,14 +354,14 @@ def test_a_named_sampler_takes_its_own_ladder() -> None:
     ("typed", "meant"),
     [("DPM++ 2M Carras", "dpmpp_2m_karras"), ("eulr", "euler"), ("DPM++ 3M SDE", "dpmpp_2m_sde"), ("uni_pc", "unipc")],
 )
-def test_an_unknown_name_is_refused_with_the_nearest(typed: str, meant: str) -> None:
+def test_r15_an_unknown_name_is_refused_with_the_nearest(typed: str, meant: str) -> None:
     with pytest.raises(RequestError, match="ddim, ddpm, pndm") as caught:
         plain(typed)
     assert caught.value.hint == f"did you mean {meant!r}?"
 
 
 @pytest.mark.parametrize("name", [None, "EDMEulerScheduler", 3, []])
-def test_an_unknown_class_is_refused(name: Any) -> None:
+def test_r15_an_unknown_class_is_refused(name: Any) -> None:
     with pytest.raises(ModelError, match="not known") as caught:
         from_config({"_class_name": name})
     assert "DDIMScheduler" in str(caught.value.hint)
@@ -422,7 +424,7 @@ def test_a_class_that_needs_torchsde_is_refused_with_what_is_nearest() -> None:
         ("DDIMScheduler", "an_option_of_tomorrow", 2),
     ],
 )
-def test_options_that_cannot_be_honoured_are_refused(class_name: str, option: str, value: Any) -> None:
+def test_r15_options_that_cannot_be_honoured_are_refused(class_name: str, option: str, value: Any) -> None:
     with pytest.raises(ModelError, match=option):
         from_config({"_class_name": class_name, option: value})
 
@@ -450,7 +452,7 @@ def test_impossible_betas_are_refused(betas: list[float]) -> None:
         ("UniPCMultistep", {**STREAM, "use_beta_sigmas": True}, "use_karras_sigmas"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(class_name: str, options: Any, match: str) -> None:
+def test_r15_options_that_contradict_each_other_are_refused(class_name: str, options: Any, match: str) -> None:
     with pytest.raises(ModelError, match=match):
         from_config({"_class_name": f"{class_name}Scheduler", **options})
 
@@ -466,7 +468,7 @@ def test_what_does_not_matter_is_ignored(extra: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("n", [0, -1, 1001, 10**9, 2.0, True, None, "10", math.nan])
-def test_impossible_numbers_of_steps_are_refused(n: Any) -> None:
+def test_r9_impossible_numbers_of_steps_are_refused(n: Any) -> None:
     for name in SAMPLERS:
         with pytest.raises(RequestError, match="num_inference_steps"):
             plain(name).timesteps(n)

@@ -96,3 +96,10 @@ def test_m1_a_file_of_torch_is_a_pickle(tmp_path: Path) -> None:
         torch.save({"x": torch.zeros(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=new)
         with pytest.raises(ModelError, match="is a pickle"):
             parse(PATH, (tmp_path / "x.pt").read_bytes())
+
+
+def test_m1_a_header_whose_length_begins_like_a_pickle_is_none() -> None:
+    header = header_of(x=entry(), __metadata__={"name": ""}).decode()
+    header = header.replace('"name": ""', f'"name": "{"x" * (0x80 - len(header))}"')
+    content = file_of(header.encode())
+    assert content.startswith(b"\x80") and list(parse(PATH, content)) == ["x"]

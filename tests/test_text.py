@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ovenbird import Bundle, Request, RequestError, families
+from ovenbird.embeddings import NO_EMBEDDINGS
 from ovenbird.errors import ModelError
+from ovenbird.families import texts
 from ovenbird.prompts import plain, webui
 from ovenbird.text import PromptTokenizer, Tokens, tokenize
 
@@ -214,3 +218,31 @@ def test_a_text_without_room_is_refused(nestling: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 2}))
     with pytest.raises(ModelError, match="no room"):
         PromptTokenizer.open(tmp_path)
+
+
+def test_another_tokenizer_is_read_instead_of_the_models(nestling: Path, tmp_path: Path) -> None:
+    for name in ("vocab.json", "tokenizer_config.json"):
+        shutil.copy(nestling / "fp16" / "tokenizer" / name, tmp_path)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    own = Bundle.open("nestling")
+    changed = families.with_tokenizer(own, tmp_path)
+    ids = [PromptTokenizer.open(each.tokenizer())(plain("a house")).ids for each in (own, changed)]
+    assert (ids[1] != ids[0]).any() and own.words_digest is None and changed.words_digest
+    [[told]] = texts.read(changed, [""], ["a house"], Request(prompt="a house"), NO_EMBEDDINGS)
+    assert (told.ids == ids[1]).all()
+    known = json.loads((tmp_path / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps(known | {"more": len(known)}))
+    with pytest.raises(
+        RequestError, match=f"counts to {len(known)}, and the text_encoder of nestling knows {len(known)}"
+    ):
+        families.with_tokenizer(own, tmp_path)
+    with pytest.raises(RequestError, match="is not a folder with vocab"):
+        families.with_tokenizer(own, tmp_path / "nowhere")
+    two = dataclasses.replace(own, family="sdxl")
+    with pytest.raises(RequestError, match="nestling has two tokenizers"):
+        families.with_tokenizer(two, nestling / "fp16" / "tokenizer")
+
+
+def test_nothing_behind_the_last_break_is_no_chunk(tokenizer: PromptTokenizer) -> None:
+    assert tokenizer(webui("red BREAK"), 16).ids.tolist() == tokenizer(webui("red"), 16).ids.tolist()
+    assert len(tokenizer(webui("BREAK red"), 16).ids) == 2 and len(tokenizer(webui(""), 16).ids) == 1

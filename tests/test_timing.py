@@ -15,7 +15,7 @@ class FakeClock:
         return self.now
 
 
-def test_stages_calls_and_items_are_counted_apart() -> None:
+def test_e11_stages_calls_and_items_are_counted_apart() -> None:
     clock = FakeClock()
     timings = Timings(clock)
 
@@ -80,7 +80,7 @@ def test_the_share_is_that_of_the_median_call() -> None:
     found = Reached.of(calls, "bf16", peak)
     assert (found.gflop_per_call, found.gflop_per_s) == (1607, 1607 / 9)
     assert asked == [("bf16", 1607 / 9)] and found.share == 1607 / 9 / 400
-    expected = "1607 GFLOP a call, 179 GFLOP/s: 45% of the bf16 peak, 400, measured 2026-03-01 12:34"
+    expected = "1607 GFLOP a call, 179 GFLOP/s: 45% of the bf16 peak, 400 GFLOP/s, measured 2026-03-01 12:34"
     assert str(found).strip() == expected
 
 
@@ -88,7 +88,7 @@ def test_a_mixed_graph_is_next_to_the_peak_of_int8_and_says_so() -> None:
     calls = [Call(0.01, Flop(2e9, 1.5e9))]
     found = Reached.of(calls, "f32", lambda kind, _: Peak(800.0, "2026-03-01 12:34") if kind == "int8" else None)
     assert (found.peak_of, found.share, found.int8_share) == ("int8", 0.25, 0.75)
-    assert str(found).endswith("25% of the int8 peak, 800, measured 2026-03-01 12:34, with 75% of it in int8")
+    assert str(found).endswith("25% of the int8 peak, 800 GFLOP/s, measured 2026-03-01 12:34, with 75% of it in int8")
 
 
 def test_without_a_peak_there_is_no_share() -> None:

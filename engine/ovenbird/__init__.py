@@ -4,7 +4,7 @@ from ovenbird import Pipeline, Request
 
 pipeline = Pipeline.open("nestling")
 result = pipeline.generate(Request(prompt="a red house in the snow", seed=7))
-result.images[0].save("house.png")
+pipeline.save(result.pictures[0], "house.png")
 """
 
 from ovenbird.bundle import Bundle

@@ -130,4 +130,4 @@ class Autoencoder:
 
 def _latents(config: Mapping[str, Any]) -> tuple[int, int]:
     """Their channels, and how often a decoder doubles their sides."""
-    return int(config.get("latent_channels", 4)), len(config["block_out_channels"])
+    return int(config.get("latent_channels", 4)), len(config.get("block_out_channels", ()))

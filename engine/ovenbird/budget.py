@@ -224,7 +224,7 @@ def plan(
         return _planned(Foresight(bundle, backend.name, precision), cast, asked, jobs, limit, present)
     except OvenbirdError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError) as error:  # of a folder that another tool wrote
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:  # of a folder that another tool wrote
         if limit is None:
             return None
         raise RequestError(
@@ -308,6 +308,8 @@ def _smaller(ways: Ways, jobs: Sequence[Job], limit: int, peak: Peak) -> str:
     [size] = sizes
     for share in range(15, 7, -1):
         height, width = (side * share // 16 // SIZE_STEP * SIZE_STEP for side in size)
+        if not (height and width):
+            break
         smaller = [job._replace(wish=job.wish.sized(height, width)) for job in jobs]
         if any(peak(setting, smaller) <= limit for setting in ways(smaller)):
             return f"; {width}x{height} pixels would fit"

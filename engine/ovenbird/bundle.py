@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ovenbird import cache
+from ovenbird import cache, component_config
+from ovenbird.disk import expanded, is_file, is_folder
 from ovenbird.errors import ModelError, RequestError
 
 MANIFEST = "ovenbird.json"
@@ -46,8 +47,10 @@ FAMILIES = {
 """``_class_name`` in ``model_index.json`` -> family."""
 EXPORTERS = re.compile(r"^(OV|ORT|Onnx)(?=[A-Z])")
 """What optimum-intel, optimum-onnx and old diffusers put before it."""
-CONSTANT = re.compile(rb'<data element_type="(\w+)"[^>]* size="(\d+)"')
-LARGEST_JSON = 16 << 20
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+"""What is read of a tokenizer's folder."""
+CONSTANT = re.compile(rb'<data element_type="(\w+)"[^<>]* size="(\d{1,18})"')
+LARGEST_JSON, LARGEST_IR = 16 << 20, 128 << 20
 EMBEDDED = "nestling"
 UNKNOWN = "unknown"
 """The precision of a folder that does not tell it."""
@@ -65,6 +68,8 @@ class Bundle:
     """What ``ovenbird.json`` says; None for a folder that another tool wrote."""
     listing: str | None = field(default=None, repr=False)
     """The hash of the list of files that a download of such a folder was checked against."""
+    words: Path | None = None
+    """The folder of a tokenizer that is taken instead of the model's own, or of both."""
 
     @classmethod
     def open(cls, model: str | Path = EMBEDDED, precision: str | None = None) -> Bundle:
@@ -81,7 +86,7 @@ class Bundle:
         if precision and stored not in (precision, UNKNOWN):
             raise RequestError(f"precision: {folder} is {stored}, not {precision}")
         name = str(manifest["name"]) if manifest else folder.name
-        return cls(folder, name, _family(folder, index), stored, manifest)
+        return cls(folder, printable(name), _family(folder, index), stored, manifest)
 
     @property
     def embedded(self) -> bool:
@@ -102,7 +107,7 @@ class Bundle:
         """The component's ``config.json``; old exporters left it out, and every model of theirs is like SD 1.x."""
         path = self.path / component / "config.json"
         if path.exists() or self.manifest or self.family != "sd":
-            return read_json(path)
+            return component_config.checked(path, read_json(path))
         cache.warn_once(f"{self.path} lacks a config.json; what it would say is taken from Stable Diffusion 1.5")
         return {}
 
@@ -117,6 +122,24 @@ class Bundle:
         size = self.config("unet").get("sample_size") or 64
         return int(max(size) if isinstance(size, list) else size) * self.vae_scale_factor
 
+    def tokenizer(self, part: str = "") -> Path:
+        """The folder of its tokenizer; of the second one with ``_2``."""
+        if self.words is None:
+            return self.path / f"tokenizer{part}"
+        inside = self.words / f"tokenizer{part}"
+        return inside if inside.is_dir() else self.words
+
+    @cached_property
+    def words_digest(self) -> str | None:
+        """The hash of a tokenizer that is not the model's own."""
+        if self.words is None:
+            return None
+        places = (self.words, self.words / "tokenizer", self.words / "tokenizer_2")
+        found = hashlib.sha256()
+        for path in (place / name for place in places for name in TOKENIZER):
+            found.update(path.read_bytes() if path.is_file() else b"")
+        return f"sha256:{found.hexdigest()}"
+
     @property
     def clip_skip(self) -> int:
         """The largest ``clip_skip`` for which an exported text encoder has an output; 0 where nobody says."""
@@ -127,7 +150,13 @@ class Bundle:
         """The hash of the manifest or the listing, which names these bytes and no others; None without either."""
         if self.manifest is None:
             return self.listing
-        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+        return manifest_hash(self.path)
+
+    def require_unchanged(self) -> None:
+        """Raises ``ModelError`` if an export has put another folder in this one's place since it was opened."""
+        if self.manifest is None or manifest_hash(self.path) == self.key:
+            return
+        raise ModelError(f"{self.path} was replaced while it was in use", hint="run it again")
 
     def verify(self, *, full: bool = True) -> None:
         """Compare every file with the manifest: its size and, if ``full``, its sha256.
@@ -164,16 +193,37 @@ def model_roots() -> list[Path]:
     return [here / "models", here.parents[1] / "models"]
 
 
+def manifest_hash(folder: Path) -> str | None:
+    """Names the bytes of a variant and no others; None where there is no manifest that can be read."""
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def known(name: str | None, key: str | None) -> Path | None:
+    """The folder of a model that has a name here and a variant whose manifest has this hash; else the one of this name.
+
+    Nothing is made of the name but comparisons, wherever it comes from.
+    """
+    folders = [path for root in model_roots() if root.is_dir() for path in sorted(root.iterdir())]
+    for folder in folders:
+        for manifest in (*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}")):
+            if key is not None and key == manifest_hash(manifest.parent):
+                return folder
+    return next((folder for folder in folders if folder.name == name and folder.is_dir()), None)
+
+
 def find(model: str | Path) -> Path:
     """The folder of a model given by path or by name.  Raises ``RequestError``."""
-    given = Path(model).expanduser()
+    given = expanded(model)
     candidates = [given] if len(given.parts) != 1 else [*(root / given for root in model_roots()), given]
     for candidate in candidates:
-        if candidate.is_dir():
+        if is_folder(candidate):
             return candidate
     names = sorted({path.name for root in model_roots() if root.is_dir() for path in root.iterdir() if path.is_dir()})
     raise RequestError(
-        f"model: {str(model)!r} is neither a folder nor a known name",
+        f"model: {str(model)!r:.200} is neither a folder nor a known name",
         hint=f"known names: {', '.join(names)}; or make a folder with: ovenbird export SOURCE FOLDER",
     )
 
@@ -187,7 +237,7 @@ def _choose_variant(folder: Path, precision: str | None) -> Path:
     if precision is None:
         return next(iter(there.values()))
     if precision not in there:
-        raise RequestError(f"precision: {folder} has no {precision}", hint=f"it has: {', '.join(there)}")
+        raise RequestError(f"precision: {folder.name} has no {precision}", hint=f"it has: {', '.join(there)}")
     return there[precision]
 
 
@@ -225,7 +275,8 @@ def _stored_precision(folder: Path) -> str:
     path = folder / "unet" / "openvino_model.xml"
     if not path.is_file():
         return UNKNOWN
-    text, sizes = path.read_bytes(), Counter[str]()
+    with path.open("rb") as file:
+        text, sizes = file.read(LARGEST_IR), Counter[str]()
     for kind, size in CONSTANT.findall(text):
         sizes[kind.decode()] += int(size)
     most = max(sizes, key=sizes.__getitem__, default="")
@@ -236,7 +287,7 @@ def _stored_precision(folder: Path) -> str:
 
 def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     path = folder / MANIFEST
-    if manifest.get("format") != MANIFEST_FORMAT:
+    if manifest.get("format") != MANIFEST_FORMAT or isinstance(manifest["format"], bool):
         raise ModelError(
             f"{path} has format {manifest.get('format')!r}; this ovenbird reads {MANIFEST_FORMAT}",
             hint="install a newer ovenbird, or export the model again",
@@ -248,17 +299,24 @@ def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
         raise ModelError(f"{path}: clip_skip is {manifest['clip_skip']!r}, not a number", hint="export the model again")
     root = folder.resolve()
     for name, facts in files.items():
-        if Path(name).is_absolute() or root not in (folder / name).resolve().parents:
-            raise ModelError(f"{path} names a file outside its folder: {name!r}")
+        # Some of these mean nothing on some systems; a manifest goes to all of them.
+        strange = set(name) & set("\\:") or not name.isprintable()
+        if strange or Path(name).is_absolute() or root not in (folder / name).resolve().parents:
+            raise ModelError(f"{path} names a file outside its folder: {name!r:.200}")
         if not isinstance(facts, dict) or not isinstance(facts.get("size"), int) or "sha256" not in facts:
-            raise ModelError(f"{path} gives no size and sha256 for {name!r}", hint="export the model again")
+            raise ModelError(f"{path} gives no size and sha256 for {name!r:.200}", hint="export the model again")
 
 
 def _check_size(path: Path, expected: int) -> None:
-    found = path.stat().st_size if path.is_file() else None
+    found = path.stat().st_size if is_file(path) else None
     if found != expected:
         state = "is missing" if found is None else f"has {found} bytes, not {expected}"
         raise ModelError(f"{path} {state}", hint="export the model again")
+
+
+def printable(name: str) -> str:
+    """A name as it can be written into a picture: names of files may hold bytes that are no UTF-8, and line ends."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from ovenbird.disk import expanded
+
 DIGEST_BYTES = 32
 PART = re.compile(r"\.part-[0-9a-f]{8}")
 LEFTOVER_AGE_S = 24 * 3600
@@ -24,7 +26,7 @@ def root() -> Path | None:
     """``$OVENBIRD_CACHE``, else ``ovenbird`` under the user's cache folder; None where there is no home."""
     chosen = os.environ.get("OVENBIRD_CACHE")
     if chosen:
-        return Path(chosen)
+        return expanded(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     try:
         return Path(base or Path.home() / ".cache") / "ovenbird"

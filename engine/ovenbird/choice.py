@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,8 @@ from typing import Any, NamedTuple
 
 from ovenbird import cache, machine
 from ovenbird.backends import BACKENDS
-from ovenbird.bundle import FORMATS, MANIFEST, PRECISIONS, read_json
+from ovenbird.bundle import FORMATS, MANIFEST, PRECISIONS, manifest_hash, read_json
+from ovenbird.sizes import counted
 
 AUTO = "auto"
 DEFAULT_BACKEND = "openvino"
@@ -24,7 +24,7 @@ QUICK = ("int8", "fp16", "fp32", "int8-weights")
 SLOW = ("fp16", "fp32", "int8-weights", "int8")
 TIE = 1.03
 """What takes no more than this many times the least counts as equally quick."""
-NO_INT8 = "the model has no int8; ovenbird export SOURCE FOLDER --precision int8 makes it"
+NO_INT8 = "the model has no int8, which ovenbird export --precision int8 makes"
 NEEDED = ("text_encoder", "unet", "vae_decoder")
 PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 """Runtime -> what it is installed as."""
@@ -45,7 +45,7 @@ class Way:
 
     def __str__(self) -> str:
         count = self.threads or machine.usable_cores()
-        return f"{self.precision} on {self.backend}, {count} thread{'' if count == 1 else 's'}"
+        return f"{self.precision} on {self.backend}, {counted(count, 'thread')}"
 
     @property
     def rank(self) -> tuple[int, int, float]:
@@ -95,7 +95,7 @@ class Tuning:
 
     @classmethod
     def parse(cls, note: bytes) -> Tuning:
-        """Raises ``ValueError``, ``TypeError`` or ``KeyError`` for what is none."""
+        """Raises ``ValueError``, ``TypeError``, ``LookupError``, ``AttributeError`` or ``OverflowError`` for none."""
         told = json.loads(note)
         if told.pop("format") != NOTE_FORMAT or not isinstance(told["facts"]["variants"], dict):
             raise ValueError("another format")
@@ -103,9 +103,16 @@ class Tuning:
             Measured(Way(**each["way"]), str(each["arithmetic"]), tuple(map(float, each["seconds"])))
             for each in told["measured"]
         ]
-        if not all(each.seconds and min(each.seconds) > 0 and each.way.backend in BACKENDS for each in measured):
-            raise ValueError("no seconds")
+        if not all(_is_sound(each) for each in measured) or not isinstance(told["date"], str):
+            raise ValueError("no measurement")
         return cls(**told | {"measured": tuple(measured), "failed": dict(told["failed"])})
+
+
+def _is_sound(measured: Measured) -> bool:
+    way, seconds = measured.way, measured.seconds
+    counted = way.threads is None or (type(way.threads) is int and way.threads > 0)
+    known = isinstance(way.precision, str) and way.backend in BACKENDS
+    return known and counted and bool(seconds) and all(0 < each < float("inf") for each in seconds)
 
 
 class Choice(NamedTuple):
@@ -134,7 +141,7 @@ class Leeway:
 
     def among(self, there: Variants) -> Choice:
         """The variant that was measured to be the fastest on this machine, or should be by its instruction sets."""
-        apart, (precision, why) = "", self._ruled(there)
+        apart, (precision, why) = "", self.ruled(there)
         if self.device.lower() == "cpu":
             tuning, apart = remembered(facts(there))
             # What would have to be downloaded first may be quicker than all that was measured.
@@ -153,7 +160,7 @@ class Leeway:
         others = [each for each in fitting if each.way.precision != best.way.precision]
         how = "" if self.backend else f" on {best.way.backend}"
         if not self.threads and best.way.threads:
-            how += f" with {best.way.threads} thread{'' if best.way.threads == 1 else 's'}"
+            how += f" with {counted(best.way.threads, 'thread')}"
         why = f"{how}: measured by ovenbird tune on {tuning.date}{_compared(best, others)}"
         return Choice(best.way.precision, why, self.backend or best.way.backend, self.threads or best.way.threads)
 
@@ -161,7 +168,8 @@ class Leeway:
         backend = self.backend or (DEFAULT_BACKEND if self.only_openvino else way.backend)
         return way.backend == backend
 
-    def _ruled(self, there: Variants) -> tuple[str, str]:
+    def ruled(self, there: Collection[str]) -> tuple[str, str]:
+        """One of these variants, and why, by the processor's instruction sets alone."""
         quick = machine.quick_at_eight_bits() if self.device.lower() == "cpu" else None
         order = QUICK if quick else SLOW
         best = min(there, key=lambda name: order.index(name) if name in order else len(order))
@@ -224,8 +232,7 @@ def version_of(runtime: str) -> str:
 
 def _key(folder: Path) -> str:
     """The hash of a manifest names these bytes and no others; what has none goes by its place."""
-    manifest = folder / MANIFEST
-    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else str(folder.resolve())
+    return manifest_hash(folder) or str(folder.resolve())
 
 
 def _model_name(here: Variants) -> str:
@@ -270,7 +277,7 @@ def _read(name: str) -> Tuning | None:
         note = cache.read(name)
         if note is not None:
             return Tuning.parse(note)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
         with suppress(OSError):
             (root / name).unlink()
     cache.warn_once(f"what ovenbird tune remembered in {root / name} is damaged or cannot be read; tune again")

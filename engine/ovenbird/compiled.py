@@ -1,28 +1,26 @@
 """Compiled models on the disk: checksummed, mapped into memory instead of read, those used longest ago removed first.
 
 A file is the sha256 of the rest, a line of JSON that says what was compiled, padded to whole pages, and what the
-runtime exported.  Whoever writes or maps one holds a lock on it, so that nobody takes it for removal.
+runtime exported.  A note beside it says that the sum was right, and of which file: what nobody has touched since then
+is not read again only to be summed.  Whoever writes or maps a file holds a lock on it, so that nobody takes it for
+removal.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ovenbird import cache
+from ovenbird import cache, mapped
 from ovenbird.cache import DIGEST_BYTES, PART
+from ovenbird.mapped import Mapped
 from ovenbird.sizes import parse_size, show_size
 
 LIMIT = "OVENBIRD_CACHE_LIMIT"
@@ -30,10 +28,8 @@ DEFAULT_LIMIT = "20GiB"
 NAME = re.compile(r"[0-9a-f]{64}\.blob")
 PAGE_BYTES = 4096
 LONGEST_HEADER = 1 << 20
-DROP_EVERY_S = 0.02
 
 Facts = Mapping[str, Any]
-Blob = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -52,32 +48,8 @@ class Loaded(NamedTuple):
     """An entry in memory."""
 
     facts: Facts
-    blob: Blob
-    """Backed by the file: it must live as long as whatever was made of it."""
-    mapping: mmap.mmap
-
-    def drop_pages(self) -> None:
-        """Give the memory back; a page that is read again comes from the file, so that nobody may have written one."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self.mapping.madvise(mmap.MADV_DONTNEED)
-
-    @contextmanager
-    def dropping(self) -> Iterator[None]:
-        """Give it back again and again meanwhile: what is copied from the file needs no memory twice."""
-        done = threading.Event()
-
-        def drop() -> None:
-            while not done.wait(DROP_EVERY_S):
-                self.drop_pages()
-
-        thread = threading.Thread(target=drop, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-            self.drop_pages()
+    blob: Mapped
+    """From behind the header on; nobody may write to its pages."""
 
 
 class Cleared(NamedTuple):
@@ -113,14 +85,15 @@ def load(key: str) -> Loaded | None:
     try:
         with path.open("rb") as file:
             _lock(file, exclusive=False)
-            loaded = _mapped(file)
-    except ValueError:
+            loaded = _mapped(file, seen=_is_as_seen(path))
+    except (ValueError, RecursionError):
         discard(key)
         return None
     except OSError:  # absent, or not for us to read
         return None
     with suppress(OSError):
         os.utime(path)
+    _see(path)
     return loaded
 
 
@@ -140,6 +113,7 @@ def keep(key: str, facts: Facts, export: Callable[[IO[bytes]], None]) -> None:
             if _make_room(home, most - size, key):
                 file.close()
                 os.replace(file.name, home / key)
+                _see(home / key)
             else:
                 cache.warn_once(
                     f"a compiled model of {show_size(size)} is not kept: the cache {home} is limited to "
@@ -149,6 +123,15 @@ def keep(key: str, facts: Facts, export: Callable[[IO[bytes]], None]) -> None:
         cache.complain(error)
 
 
+def scratch(size: int) -> Mapped:
+    """Room for so many bytes, in a file that is gone as soon as nobody maps it; in memory where that cannot be."""
+    home = folder()
+    if home is not None and 0 < size <= limit():
+        with suppress(OSError), cache.part(home) as file:
+            return mapped.room(size, file)
+    return mapped.room(max(size, 1), None)
+
+
 def discard(key: str) -> None:
     """Remove a damaged entry, with a warning."""
     home = folder()
@@ -156,7 +139,7 @@ def discard(key: str) -> None:
         return
     cache.warn_once(f"{home / key} is damaged; the model is compiled again")
     with suppress(OSError):
-        (home / key).unlink()
+        _unlink(home / key)
 
 
 def entries() -> list[Entry]:
@@ -179,15 +162,36 @@ def clear() -> Cleared:
     return Cleared(len(sizes), sum(sizes), len(found) - len(sizes))
 
 
-def _mapped(file: IO[bytes]) -> Loaded:
-    """Raises ``ValueError`` for what is not an entry, or not as it was written."""
+def _mapped(file: IO[bytes], *, seen: bool) -> Loaded:
+    """Raises ``ValueError`` for what is not an entry, or, unless it was ``seen``, not as it was written."""
     digest, header = file.read(DIGEST_BYTES), file.readline(LONGEST_HEADER)
     file.seek(DIGEST_BYTES)
-    if hashlib.file_digest(file, "sha256").digest() != digest:  # type: ignore[arg-type]
+    if not seen and hashlib.file_digest(file, "sha256").digest() != digest:  # type: ignore[arg-type]
         raise ValueError("the checksum differs")
-    # The lock stays with the mapping, which holds the file open.  A copy is made of pages that are written to: of none.
-    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return Loaded(json.loads(header), np.frombuffer(mapping, np.uint8, offset=DIGEST_BYTES + len(header)), mapping)
+    return Loaded(json.loads(header), mapped.whole(file, DIGEST_BYTES + len(header)))
+
+
+def _is_as_seen(path: Path) -> bool:
+    """Whether nobody has touched it since its checksum was right, as its times and inode tell."""
+    try:
+        return _note(path).read_text() == cache.stamp([path])
+    except (OSError, ValueError):
+        return False
+
+
+def _see(path: Path) -> None:
+    """Note that its checksum is right."""
+    with suppress(OSError):  # somebody removed it, or we may not write here
+        _note(path).write_text(cache.stamp([path]))
+
+
+def _note(path: Path) -> Path:
+    return path.with_suffix(".seen")
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _note(path).unlink(missing_ok=True)
 
 
 def _write(file: IO[bytes], facts: Facts, export: Callable[[IO[bytes]], None]) -> None:
@@ -232,7 +236,7 @@ def _facts(path: Path) -> Facts | None:
         with path.open("rb") as file:
             file.seek(DIGEST_BYTES)
             facts = json.loads(file.readline(LONGEST_HEADER))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return facts if isinstance(facts, dict) else None
 
@@ -243,7 +247,7 @@ def _remove(path: Path) -> bool:
         with path.open("rb") as file:
             if not _lock(file, exclusive=True):
                 return False
-        path.unlink(missing_ok=True)
+        _unlink(path)
     except FileNotFoundError:
         return True
     except OSError:

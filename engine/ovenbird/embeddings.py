@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ovenbird import tensors
 from ovenbird.backends import Rows
-from ovenbird.bundle import Bundle
+from ovenbird.bundle import Bundle, printable
+from ovenbird.disk import is_file
 from ovenbird.errors import ModelError, RequestError
 from ovenbird.text import vocabulary
 
@@ -107,7 +108,7 @@ def _places(wanted: Wanted) -> list[tuple[Path, str | None]]:
 
 def _split(place: str | Path) -> tuple[Path, str | None]:
     path, colon, word = str(place).rpartition(":")
-    if not colon or isinstance(place, Path) or Path(place).is_file():
+    if not colon or isinstance(place, Path) or is_file(Path(place)):
         return Path(place), None
     return Path(path), word
 
@@ -135,7 +136,9 @@ def _read(path: Path, keys: Mapping[str, str], word: str | None) -> Embedding:
     vectors = {component: _vectors(path, found[key]) for key, component in keys.items()}
     if len({len(rows) for rows in vectors.values()}) > 1:
         raise ModelError(f"{path} holds not as many vectors for one text encoder as for the other")
-    return Embedding(path.stem if word is None else word, vectors, path.name, hashlib.sha256(content).hexdigest())
+    return Embedding(
+        path.stem if word is None else word, vectors, printable(path.name), hashlib.sha256(content).hexdigest()
+    )
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -181,7 +184,7 @@ def _check_fit(bundle: Bundle, component: str, words: Iterable[Embedding]) -> No
 
 
 def _check_new(bundle: Bundle, component: str, words: Iterable[Embedding]) -> None:
-    taken = set(vocabulary(bundle.path / component.replace("text_encoder", "tokenizer")))
+    taken = set(vocabulary(bundle.tokenizer(component.removeprefix("text_encoder"))))
     for name in _reserved(words):
         if name in taken:
             raise RequestError(

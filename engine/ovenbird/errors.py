@@ -25,6 +25,16 @@ class OvenbirdError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    @property
+    def hint(self) -> str | None:
+        """What to do about it, which a traceback shows, too."""
+        return self._hint
+
+    @hint.setter
+    def hint(self, hint: str | None) -> None:
+        self._hint = hint
+        self.__notes__ = [f"hint: {hint}"] if hint else []
+
 
 class RequestError(OvenbirdError, ValueError):
     """A setting is wrong; raised before any model is read."""

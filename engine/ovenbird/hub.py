@@ -95,12 +95,17 @@ class Shelf:
     def commit(self, revision: str) -> str | None:
         """Where a revision was when it was last asked for."""
         known = revision.encode() if COMMIT.fullmatch(revision) else cache.read(self.key(_short(revision), "revision"))
-        return known.decode() if known else None
+        found = known.decode(errors="replace") if known else ""
+        return found if COMMIT.fullmatch(found) else None
 
     def files(self, commit: str, part: str = "") -> list[File] | None:
         """What was complete, of a commit or a part of one; None if it never was."""
         listed = cache.read(self.key(f"{commit}{part and '.'}{part}", "complete"))
-        return [File(**facts) for facts in json.loads(listed)] if listed else None
+        try:
+            files = [File(**facts) for facts in json.loads(listed or b"null") or ()]
+        except (ValueError, TypeError, RecursionError):  # another version's
+            return None
+        return files if files and all(map(_is_whole, files)) else None
 
     def remember(self, revision: str, commit: str, files: Iterable[File], part: str = "") -> None:
         """That these files of a commit are complete, and that the revision is at it."""
@@ -233,7 +238,7 @@ def pick(listing: Mapping[str, File], name: str, largest: int | None = None) -> 
     file = listing.get(name)
     if file is None:
         raise ModelError(f"the repository has no {name}", hint="whoever made it may have left it out")
-    if not isinstance(file.size, int) or file.size < 0 or not DIGEST.fullmatch(str(file.digest)):
+    if not _is_whole(file):
         raise ModelError(f"no size and hash are listed for {name}", hint="the mirror in HF_ENDPOINT may not know them")
     if largest is not None and file.size > largest:
         raise ModelError(f"{name} is larger than {largest >> 20} MiB")
@@ -281,6 +286,16 @@ def _endpoint() -> str:
         shown = endpoint.rpartition("@")[2]  # without a password
         raise RequestError(f"HF_ENDPOINT: {shown!r} is no server's address", hint="unset it, for the Hub itself")
     return endpoint
+
+
+def _is_whole(file: File) -> bool:
+    """Whether size and hash are listed; either may be missing, or anything else."""
+    return (
+        type(file.name) is str
+        and type(file.size) is int
+        and file.size >= 0
+        and bool(DIGEST.fullmatch(str(file.digest)))
+    )
 
 
 def _short(revision: str) -> str:

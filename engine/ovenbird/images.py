@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
+from ovenbird.disk import is_file
 from ovenbird.errors import RequestError
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
@@ -28,8 +29,8 @@ def read(name: str, path: Path) -> Image.Image:
 
     ``name`` is the setting that errors speak of.  Raises ``RequestError``.
     """
-    if not path.is_file():
-        raise RequestError(f"{name}: {path} is not a file")
+    if not is_file(path):
+        raise RequestError(f"{name}: {str(path)[:100]} is not a file")
     with _refusing(name, f"{path} is not a whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"):
         with Image.open(path, formats=FORMATS) as image:
             _check_pixels(name, image)

@@ -24,6 +24,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
 WITHOUT_BF16 = ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni")
 """Limits that leave no products of bf16, which oneDNN then does by way of float32: 3 times slower than that."""
 CPUS, SIBLINGS = Path("/sys/devices/system/cpu"), "topology/thread_siblings_list"
+THERMAL = Path("/sys/class/thermal")
 
 
 def usable_cores() -> int:
@@ -176,6 +177,33 @@ def seconds_since_process_start() -> float | None:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError):
         return None
+
+
+def load_average() -> float | None:
+    """How many threads, of all programs, wanted to run in the last minute; None where it cannot be read."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return None
+
+
+def cpu_mhz() -> float | None:
+    """The frequency of the fastest core now; None where it cannot be read."""
+    try:
+        lines = (PROC / "cpuinfo").read_text().splitlines()
+        return max((float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")), default=None)
+    except (OSError, ValueError):
+        return None
+
+
+def cpu_celsius() -> float | None:
+    """The hottest thermal zone that names itself after the processor; None where there is none to read."""
+    found = []
+    for zone in THERMAL.glob("thermal_zone*"):
+        with suppress(OSError, ValueError):
+            if any(word in (zone / "type").read_text().lower() for word in ("cpu", "x86_pkg", "k10", "soc")):
+                found.append(int((zone / "temp").read_text()) / 1000)
+    return max(found, default=None)
 
 
 def _cpuinfo(key: str) -> str | None:

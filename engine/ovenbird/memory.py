@@ -71,33 +71,44 @@ class Weights(NamedTuple):
     """Bytes of what tells how they are connected."""
 
 
+class Found(NamedTuple):
+    """What the disk is good for."""
+
+    cached: bool
+    """The compiled model is there."""
+    files: bool
+    """Weights can be written out."""
+
+
 @dataclass(frozen=True)
 class Habits:
     """What a runtime does with memory."""
 
     base: int
     """Bytes of a process that has loaded everything but a model."""
-    of_weights: Callable[[Weights, float, bool], Cost]
-    """(weights, bytes a number in the arithmetic that runs, whether it is in the cache of compiled models) -> bytes."""
+    of_weights: Callable[[Weights, float, Found], Cost]
+    """(weights, bytes a number in the arithmetic that runs, what the disk is good for) -> bytes."""
     fused: bool
     """Whether attention is calculated without a matrix of every cell by every other."""
     maps: float
     """Room that calls take: times what is alive at once at least."""
 
 
-def _openvino(weights: Weights, width: float, cached: bool) -> Cost:
-    """It keeps weights as it read them, widened to float32, beside those that it sorted for the processor.
+def _openvino(weights: Weights, width: float, found: Found) -> Cost:
+    """It sorts weights for the processor, from files that are mapped, and given back meanwhile: its cache, the model's,
+    and the one where weights are written out in the type of the arithmetic.
 
-    From its cache the first are mapped, and given back while it makes the second.
+    Widened by itself, and kept beside the others, are tables, and what is left in half beside weights in eight bits.
     """
-    read = 4 * weights.whole + weights.eighths
     eighths = weights.eighths * (1 if weights.quantised else width)
     made = width * (weights.whole - weights.looked_up) + eighths + 58 * weights.graph
-    kept = int(made if cached else read + made)
-    return Cost(kept, kept)
+    if not found.cached:
+        made += 4 * (weights.whole if weights.eighths else weights.looked_up * (width < 4))
+        made += width * weights.whole * (not found.files)
+    return Cost(int(made), int(made))
 
 
-def _onnxruntime(weights: Weights, width: float, cached: bool) -> Cost:
+def _onnxruntime(weights: Weights, width: float, found: Found) -> Cost:
     """It widens weights to float32 and sorts those of convolutions twice; then it keeps one of each."""
     made = (13 if weights.convolutions else 7) * weights.whole + 3 * weights.eighths + 35 * weights.graph
     return Cost(int(made), int(4 * weights.whole + 2 * weights.eighths + 14 * weights.graph))
@@ -117,6 +128,7 @@ class Foresight:
         self.habits = HABITS[runtime]
         self._bundle, self._precision = bundle, precision
         self._kept = set(_compiled_before())
+        self._files = compiled.scratch(1).in_file
         self.cost = cache(self._cost)
         """(need) -> its ``Cost``.  Raises ``ModelError`` when a config cannot be read."""
         self.facts = cache(self._read)
@@ -125,7 +137,7 @@ class Foresight:
     def _cost(self, need: Need) -> Cost:
         config, weights = self.facts(need.component)
         precision = "f32" if need.component == "safety_checker" else self._precision
-        cost = self.habits.of_weights(weights, WIDTHS[precision], self._is_cached(need, precision))
+        cost = self.habits.of_weights(weights, WIDTHS[precision], Found(self._is_cached(need, precision), self._files))
         call = WIDTHS[precision] * self.habits.maps * alive(need, config, fused=self.habits.fused)
         return Cost(cost.making, cost.held + int(call))
 
@@ -221,7 +233,7 @@ def _each(value: int | Sequence[int], levels: Sequence[int]) -> Sequence[int]:
     return [value] * len(levels) if isinstance(value, int) else value
 
 
-CONSTANT = re.compile(rb'<data\b[^>]*\belement_type="(\w+)"[^>]*\bsize="(\d+)"')
+CONSTANT = re.compile(rb'<data\b[^<>]*\belement_type="(\w+)"[^<>]*\bsize="(\d{1,18})"')
 
 
 def read_weights(folder: Path, config: Config, variant: str) -> Weights:

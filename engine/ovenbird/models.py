@@ -19,28 +19,34 @@ from ovenbird.bundle import (
     PRECISIONS,
     Bundle,
     find,
+    model_roots,
     variants,
 )
 from ovenbird.choice import DEFAULT_BACKEND, Choice, Leeway
-from ovenbird.errors import MissingExtraError, ModelError, RequestError
-from ovenbird.hub import COMMIT, Repository, Shelf
+from ovenbird.disk import is_folder
+from ovenbird.errors import MissingExtraError, ModelError, RequestError, ResourceError
+from ovenbird.hub import COMMIT, Download, Repository, Shelf
 from ovenbird.progress import note
+from ovenbird.text import checked_tokenizer
 from ovenbird.transfer import File
 
 INDEX = "model_index.json"
-TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+VOCABULARY, MODERN = ("vocab.json", "merges.txt"), "tokenizer.json"
+"""Of a tokenizer: what it needs, and what transformers 5 writes instead."""
+TOKENIZER = (*VOCABULARY, MODERN, "tokenizer_config.json", "special_tokens_map.json")
 TEXTS: Mapping[str, tuple[str, ...]] = {
     "": (INDEX, MANIFEST, "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt"),
     "scheduler": ("scheduler_config.json",),
     "feature_extractor": ("preprocessor_config.json",),
-    **dict.fromkeys(("tokenizer", "tokenizer_2"), TOKENIZER),
+    **dict.fromkeys(TOKENIZERS, TOKENIZER),
     **dict.fromkeys(COMPONENTS, ("config.json",)),
 }
 """Folder -> what the engine reads there beside graphs."""
 LISTED = {
     **dict.fromkeys(COMPONENTS, (*IR, *ONNX)),
     **dict.fromkeys(
-        ("tokenizer", "tokenizer_2"),
+        TOKENIZERS,
         tuple(f"openvino_{kind}.{end}" for kind in ("tokenizer", "detokenizer") for end in ("xml", "bin")),
     ),
 }
@@ -123,12 +129,85 @@ def open_variants(model: str | Path) -> list[Bundle]:
     return [_brought(replace(wish, precision=name or None), offline=True)[0] for name in complete]
 
 
+def tokenizer_folder(name: str | Path, *, offline: bool = False) -> Path:
+    """Of a tokenizer: a folder, or ``OWNER/NAME[@REVISION]`` of one, or of a model with one, on the Hub.
+
+    Raises ``RequestError`` for a folder without one, and what ``ovenbird.hub.download`` raises.
+    """
+    named = hub_name(name)
+    if not named:
+        return checked_tokenizer(Path(name))
+    try:
+        return download_tokenizer(*named, offline=offline).folder
+    except (RequestError, ResourceError) as error:
+        hint = f"a model has its own tokenizer: leave it out; else {error.hint or hub.AGAIN}"
+        raise type(error)(f"tokenizer: {error}", hint=hint) from error
+
+
+def download_tokenizer(repo: str, revision: str | None = None, *, offline: bool = False) -> Download:
+    """The vocabularies of a repository, which lie at its top or where diffusers has them, and nothing else of it.
+
+    Raises what ``ovenbird.hub.download`` does.
+    """
+    return hub.download(Shelf(repo, "tokenizer"), _fill_tokenizer, revision=revision, offline=offline)
+
+
+def _fill_tokenizer(repository: Repository, folder: Path, commit: str, listing: Mapping[str, File]) -> list[File]:
+    places = [place for place in ("", *TOKENIZERS) if _path(place, VOCABULARY[0]) in listing]
+    places = places or [place for place in ("", *TOKENIZERS) if _path(place, MODERN) in listing] or [""]
+    needed = [_path(place, name) for place in places for name in vocabulary_names(listing, place)]
+    paths = [_path(place, name) for place in places for name in TOKENIZER]
+    files = [hub.pick(listing, path, LARGEST_JSON) for path in paths if path in listing or path in needed]
+    repository.bring(files, folder, commit)
+    return files
+
+
+def vocabulary_names(listing: Collection[str], place: str) -> tuple[str, ...]:
+    """Of the files of a tokenizer those that it needs, in a repository that may have them in another form."""
+    older = all(_path(place, name) not in listing for name in VOCABULARY)
+    return (MODERN,) if older and _path(place, MODERN) in listing else VOCABULARY
+
+
+def hub_name(name: str | Path) -> tuple[str, str] | None:
+    """Repository and revision; None for what is no ``OWNER/NAME[@REVISION]``, or is a folder.
+
+    Raises ``RequestError`` for what cannot be a revision.
+    """
+    repo, at, revision = str(name).partition("@")
+    if isinstance(name, Path) or not hub.is_hub_id(repo) or is_folder(Path(name)):
+        return None
+    return repo, hub.checked_revision(revision if at else None)
+
+
+def names() -> list[str]:
+    """All that ``open_variants`` opens here without asking anybody: names, folders in ``models/``, downloads."""
+    roots = [root for root in model_roots() if root.is_dir()]
+    named = {path.name for root in roots for path in root.iterdir() if _is_model(path)}
+    mine = Path("models")
+    there = mine.is_dir() and mine.resolve() not in roots
+    below = [path.as_posix() for path in sorted(mine.iterdir()) if _is_model(path)] if there else []
+    return [*sorted(named), *below, *sorted(_downloads())]
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name / INDEX).is_file() for name in ("", *PRECISIONS))
+
+
+def _downloads() -> Iterator[str]:
+    """``OWNER/NAME`` of what ``main`` was when it was last asked for, ``OWNER/NAME@COMMIT`` of other commits."""
+    root = cache.root()
+    for home in sorted((root / "hub").glob("*--*--exported")) if root else ():
+        shelf = Shelf(home.name.removesuffix("--exported").replace("--", "/"), "exported")
+        for commit in sorted(path.name for path in home.iterdir() if COMMIT.fullmatch(path.name)):
+            parts = home.glob(f"{commit}.*.complete")
+            if any(True for _ in parts):
+                yield shelf.repo if shelf.commit("main") == commit else f"{shelf.repo}@{commit}"
+
+
 def _wish(model: str | Path, precision: str | None, runtime: str) -> Wish | None:
     """None for a folder.  Raises ``RequestError`` for what cannot be a revision."""
-    repo, at, revision = str(model).partition("@")
-    if isinstance(model, Path) or not hub.is_hub_id(repo) or Path(model).expanduser().is_dir():
-        return None
-    return Wish(repo, hub.checked_revision(revision if at else None), precision, runtime)
+    named = hub_name(model)
+    return Wish(*named, precision, runtime) if named else None
 
 
 def _brought(wish: Wish, *, offline: bool) -> tuple[Bundle, Choice]:
@@ -170,8 +249,12 @@ def _choice(wish: Wish, commit: str, *, offline: bool) -> Choice:
 
 def _known(wish: Wish, commit: str) -> list[str]:
     """The variants of a commit, of which ``""`` is the repository itself."""
-    listed = cache.read(_variants(wish, commit))
-    return [str(name) for name in json.loads(listed)] if listed else [""]
+    try:
+        listed = json.loads(cache.read(_variants(wish, commit)) or b"[]")
+        known = [name for name in listed if name in ("", *PRECISIONS)]
+    except (ValueError, TypeError, RecursionError):  # another version's
+        known = []
+    return known or [""]
 
 
 def _downloaded(wish: Wish) -> tuple[Bundle, Choice]:
@@ -191,6 +274,9 @@ def _downloaded(wish: Wish) -> tuple[Bundle, Choice]:
                     cache.write(_seen(folder, files), b"")
                 cache.write(_variants(wish, commit), json.dumps(there).encode())
                 shelf.remember(wish.revision, commit, files, wish.part(variant))
+    except ResourceError as error:
+        error.hint = f"there is no folder {wish.repo} here; for the Hub: {error.hint or hub.AGAIN}"
+        raise
     except MissingExtraError as error:
         why = f"there is no folder {wish.repo}, and to ask the Hub for it "
         raise MissingExtraError(str(error.name), "hub", why) from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from ovenbird import families, machine, schedulers
+from ovenbird import families, reporting, schedulers
 from ovenbird.autoencoder import DECODERS, Autoencoder, Decoded
 from ovenbird.backends import SHALLOW, Arrays, Backend, Shapes, create
 from ovenbird.budget import KEEP, Cast, Job, Plan, Setting, needs, plan
@@ -36,16 +36,17 @@ from ovenbird.denoiser import (
 )
 from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import Cancelled, ModelError, NumericError, RequestError
-from ovenbird.memory import MIB
-from ovenbird.models import choose_model, open_model
+from ovenbird.metadata import save_picture
+from ovenbird.models import choose_model, open_model, tokenizer_folder
 from ovenbird.noise import Draw, TorchNoise, varied
 from ovenbird.presets import DEFAULT_PRESET, NO_SHORTCUTS, PRESETS, WHOLE, Shortcuts, shortcuts
 from ovenbird.request import LATENT, Request, check_count
 from ovenbird.result import Developing, Picture, Result, Step
 from ovenbird.safety import ON, Checker, SafetyChecker, notice
+from ovenbird.settings import facts
 from ovenbird.sizes import parse_size
 from ovenbird.stages import Stages
-from ovenbird.timing import REACHED, Peak, Reached, TimingReport, Timings, middle
+from ovenbird.timing import TimingReport, Timings
 
 if TYPE_CHECKING:
     from ovenbird.schedulers import Scheduler
@@ -55,7 +56,6 @@ _DRAWN_APART = ("seed", "variation_seed", "variation_strength")
 _TOLD_APART = (*_DRAWN_APART, "blend", "image", "mask_image", "strength")
 _SHOWN_APART = (*_DRAWN_APART, "prompt", "negative_prompt", "to_prompt", "blend")
 """Fields that make no difference to what the U-Net is told of the texts, and to the canvas."""
-AUTOENCODER = ("vae_encoder", "vae_decoder", "tiny_vae_decoder")
 
 
 class Sheet(NamedTuple):
@@ -121,7 +121,9 @@ class Pipeline:
         self.safety_checker = SafetyChecker(bundle, safety_checker, self._checker)
         self.planned: Plan | None = None
         """Of the last run."""
-        self._tally: Counter[str] = Counter()
+        self.ran = self._stages.ran
+        self.tally: Counter[str] = Counter()
+        """How many ``pictures`` and ``previews`` were made."""
         self._stopped = Event()
 
     @classmethod
@@ -140,10 +142,12 @@ class Pipeline:
         batch_size: int = 1,
         max_memory: int | str | None = None,
         embeddings: Wanted = (),
+        tokenizer: str | Path | None = None,
         vae_tile: int | None = None,
         decoder: str | None = None,
         safety_checker: bool = True,
         offline: bool = False,
+        allow_foreign_ir: bool = False,
         preset: str = DEFAULT_PRESET,
         **instead: Any,
     ) -> Pipeline:
@@ -156,7 +160,8 @@ class Pipeline:
         the variant that ``ovenbird tune`` found to be the fastest here, with ``backend`` (else ``openvino``) and
         ``threads`` where these are not given; without a tuning, int8 if the processor is quick at it, else fp16.
         ``scheduler_config`` replaces single entries of the folder's own.  ``embeddings`` are files of textual inversion
-        (Gal et al., 2022), which name their words themselves, or word -> file.
+        (Gal et al., 2022), which name their words themselves, or word -> file.  ``tokenizer`` is a folder with
+        ``vocab.json`` and ``merges.txt``, or a name on the Hub, that is read instead of the model's own.
 
         Without ``keep`` one stage at a time is in memory; ``batch_size`` pictures are drawn side by side.  Pictures
         with a side longer than ``vae_tile`` pixels are decoded and encoded in tiles; the ``tiny`` decoder is for models
@@ -167,21 +172,30 @@ class Pipeline:
         may be given by name, instead of what it says of them.  ``decoder=None`` is ``full``, but for ``fast`` and a
         model that has the tiny one.  A preset that would have int8 warns where it takes another variant.
 
+        Graphs with operators that no export of Stable Diffusion has are refused when they are needed, unless
+        ``allow_foreign_ir``, which reads them in a process of their own first: only for folders of people you trust.
+
         Raises ``RequestError``, ``ModelError`` or ``MissingExtraError``.
         """
         timings = timings or Timings()
         ways = shortcuts(preset, instead)
+        check_count("batch_size", batch_size)
+        max_memory = parse_size("max_memory", max_memory) if isinstance(max_memory, str) else max_memory
         eight_bits = precision is None and PRESETS[preset].eight_bits
         with timings.stage("load"):
-            runtime = create(backend or DEFAULT_BACKEND, device, threads)  # what is wrong with these stops here
+            # What is wrong with these stops here.
+            runtime = create(backend or DEFAULT_BACKEND, device, threads, allow_foreign=allow_foreign_ir)
+            other = None if tokenizer is None else tokenizer_folder(tokenizer, offline=offline)
             choice = Choice("")
             if precision == AUTO or eight_bits:
                 leeway = Leeway(backend, threads, device, only_openvino=not ways.exactly)
                 bundle, choice = choose_model(model, leeway, offline=offline)
                 if (choice.backend, choice.threads) != (runtime.name, threads):
-                    runtime = create(choice.backend, device, choice.threads)
+                    runtime = create(choice.backend, device, choice.threads, allow_foreign=allow_foreign_ir)
             else:
                 bundle = open_model(model, precision, runtime.name, offline=offline)
+            if other is not None:
+                bundle = families.with_tokenizer(bundle, other)
             words = families.read_embeddings(bundle, embeddings)
             bundle.verify_once()
         if eight_bits and choice.precision != "int8":
@@ -234,6 +248,21 @@ class Pipeline:
             raise
         return Result(pictures, self.report())
 
+    def save(self, picture: Picture, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a picture that this pipeline made, as PNG, JPEG or WebP by the end of its name, with its settings.
+
+        ``ovenbird info`` shows these, and ``--params-from`` takes them; ``picture.image.save`` writes none.  Raises
+        ``RequestError`` for another end, and for a file that exists unless ``overwrite``; ``ResourceError`` where it
+        cannot be written, and then there is nothing of it.
+        """
+        with self.timings.stage("save"):
+            save_picture(picture.image, Path(path), facts(self, picture), overwrite=overwrite)
+
+    def check(self, requests: Request | Sequence[Request]) -> None:
+        """Raises what ``stream`` raises of requests that this model cannot do; nothing is compiled."""
+        for wish in self._settled(requests):
+            self._check(wish, self.scheduler(wish))
+
     def cancel(self) -> None:
         """End the run at its next step with ``Cancelled``; from any thread, or from a signal handler."""
         self._stopped.set()
@@ -252,8 +281,7 @@ class Pipeline:
         if preview_every is not None:
             check_count("preview_every", preview_every)
         wishes = self._settled(requests)
-        for wish in wishes:
-            self._check(wish, self.scheduler(wish))
+        self.check(wishes)
         self._prepare(wishes, preview_every is not None)
         self._stopped.clear()
         return self._run(chain.from_iterable(wish.singles() for wish in wishes), preview_every)
@@ -270,6 +298,8 @@ class Pipeline:
 
     def _settled(self, requests: Request | Sequence[Request]) -> list[Request]:
         given = [requests] if isinstance(requests, Request) else requests
+        if isinstance(given, str) or not all(isinstance(wish, Request) for wish in given):
+            raise RequestError(f"requests: {given!r:.60} is no Request", hint='such as Request(prompt="a red house")')
         settled = [wish.settled(self.bundle.default_size) for wish in given]
         return [wish.guided_within(self.shortcuts.guidance_interval) for wish in settled]
 
@@ -305,7 +335,7 @@ class Pipeline:
                 f"mask_image: {self.bundle.name} was trained to fill in pictures: it needs one, and a mask",
                 hint="give image and mask_image (--init-image FILE --mask FILE), or take another model",
             )
-        families.check(self.bundle, wish)
+        families.check(self.bundle, wish, self.embeddings)
         encodes = wish.image is not None or wish.hires_upscaler not in (None, LATENT)
         if encodes and not (self.bundle.path / "vae_encoder").is_dir():
             raise ModelError(f"{self.bundle.path} has no vae_encoder, so it cannot start from an image")
@@ -334,7 +364,7 @@ class Pipeline:
             sheets = [Sheet(number, large, _told(told, large), canvas) for number, large, canvas in again]
             drawn |= yield from self._drawn(sheets, preview_every)
             for number, (sheet, latents) in drawn.items():
-                self._tally["pictures"] += 1
+                self.tally["pictures"] += 1
                 yield self._picture(wishes[number], sheet, latents)
 
     def _drawn(
@@ -409,7 +439,7 @@ class Pipeline:
         last = len(self.scheduler(wish).trained) - 1
 
         def guides(timestep: float) -> bool:
-            return start <= 1 - timestep / last <= stop
+            return start <= max(0.0, 1 - timestep / last) <= stop  # some models have a step beyond the last one
 
         most = (wish.tile_size or max(height, width) * factor) // factor
         tile = (min(height, most), min(width, most))
@@ -437,7 +467,7 @@ class Pipeline:
         return reusing(full, self._component(SHALLOW, shapes), self.shortcuts.reuse_every)
 
     def _previews(self, sheets: Sequence[Sheet], clean: Latents, step: int) -> tuple[Image.Image, ...]:
-        self._tally["previews"] += len(sheets)
+        self.tally["previews"] += len(sheets)
         seen = [self._decoded(sheet, clean[k : k + 1], step) for k, sheet in enumerate(sheets)]
         return tuple(self._checked(made)[0] for made in seen)
 
@@ -474,7 +504,7 @@ class Pipeline:
     def _checker(self, shape: tuple[int, ...]) -> Checker:
         # Its scores are compared with thresholds to three decimals, so never in less than f32.
         run = self._component("safety_checker", {"clip_input": shape}, "f32")
-        return Checker(run, self._stages.ran["safety_checker"].inputs)
+        return Checker(run, self.ran["safety_checker"].inputs)
 
     def _component(self, name: str, shapes: Shapes, precision: str | None = None) -> Callable[[Arrays], Arrays]:
         self._check_stopped()
@@ -498,63 +528,7 @@ class Pipeline:
         That peak is the one remembered from an earlier report.  With ``measured`` it is measured now, for half a second
         that does not count, unless it was seen twice: the first time other work may have been in the way.
         """
-        spent, ran = self.timings, self._stages.ran
-        steps = spent.seconds.get("step", [])
-        return TimingReport(
-            start_s=spent.seconds["start"][0] if "start" in spent.seconds else None,
-            load_s=spent.sum("load"),
-            compile_s=spent.sum("compile"),
-            compile_cache={name: each.cache for name, each in ran.items()},
-            text_encoder_s=spent.sum("text_encoder") + spent.sum("text_encoder_2"),
-            first_step_s=steps[0] if steps else 0.0,
-            median_step_s=middle(steps),
-            steps=len(steps),
-            unet_calls=len(spent.seconds.get("unet", [])),
-            shallow_calls=len(spent.seconds.get(SHALLOW, [])),
-            shortcuts=str(self.shortcuts),
-            vae_s=sum(map(spent.sum, AUTOENCODER)),
-            safety_checker_s=spent.sum("safety_checker"),
-            save_s=spent.sum("save"),
-            total_s=spent.total() + spent.sum("start"),
-            pictures=self._tally["pictures"],
-            previews=self._tally["previews"],
-            peak_rss_mib=machine.peak_rss_mib(),
-            planned_peak_mib=self.planned.peak / MIB if self.planned else None,
-            runtime=self.backend.name,
-            runtime_version=self.backend.version,
-            device=self.backend.device,
-            devices={name: each.device for name, each in ran.items()},
-            precision={name: each.precision for name, each in ran.items()},
-            weights=self.bundle.precision,
-            chosen=self.chosen,
-            threads=self.backend.threads,
-            cpu=machine.cpu_name(),
-            instruction_sets=machine.instruction_sets(),
-            decoder=self.autoencoder.decoder,
-            vae_calls=sum(len(spent.seconds.get(name, [])) for name in AUTOENCODER),
-            vae_tile=self.autoencoder.tile if self.autoencoder.tiled else None,
-            vae_retries=self.autoencoder.retries,
-            safety_checker=self.safety_checker.state,
-            reached=self._reached(measured),  # last: what measuring takes is not the run's
-        )
-
-    def _reached(self, measured: bool) -> dict[str, Reached]:
-        """Of what ran on a processor, and was counted."""
-        ran, calls = self._stages.ran, self.timings.calls
-        names = [name for name in REACHED if name in calls and ran[name].device == "cpu"]
-        if not names:
-            return {}
-        from ovenbird.backends import peak  # imports OpenVINO, which alone counts
-
-        known: dict[str, Peak | None] = {}
-
-        def best(kind: str, reached: float) -> Peak | None:
-            found = known.get(kind)
-            if found is None or found.gflop_per_s < reached:  # else it would be measured for each component
-                known[kind] = peak.best(kind, self.backend.threads, reached, measured=measured)
-            return known[kind]
-
-        return {name: Reached.of(calls[name], ran[name].precision, best) for name in names}
+        return reporting.report(self, measured=measured)
 
 
 def _decoder(bundle: Bundle, preset: str) -> str:

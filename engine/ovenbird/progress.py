@@ -57,6 +57,9 @@ def stage(text: str, *written: Path) -> Iterator[Advance]:
         _show(line)
         with _QUIET:
             yield _advance(line)
+    except KeyboardInterrupt:
+        _show("stopped\n")
+        raise
     except BaseException:
         _show("failed\n")
         raise
@@ -72,6 +75,11 @@ def end(written: int) -> None:
 def note(text: str) -> None:
     """Something worth knowing, on stderr."""
     _show(f"{_clock()} note: {text}\n")
+
+
+def tell(text: str) -> None:
+    """A line without a time, on stderr."""
+    _show(f"{text}\n")
 
 
 def size(*paths: Path) -> int:
@@ -90,12 +98,17 @@ def _show(text: str) -> None:
         click.echo(text, nl=False, err=True)
 
 
+def on_terminal() -> bool:
+    """Whether stderr is one; it may be closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def _advance(line: str) -> Advance:
     told = time.monotonic()
 
     def advance(share: float) -> None:
         nonlocal told
-        if sys.stderr.isatty() and time.monotonic() - told > AGAIN_S:
+        if on_terminal() and time.monotonic() - told > AGAIN_S:
             told = time.monotonic()
             _show(f"\r{line}{share:.0%} ")
 

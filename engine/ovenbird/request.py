@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import reprlib
 import secrets
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -55,6 +56,8 @@ class Request:
     diffusers': how many of the text encoder's last layers are left out, for the prompt and not for the negative one;
     the web UI's number is one more.
 
+    What is beyond a prompt's chunks is cut, with a warning that quotes it; with ``strict`` it is refused.
+
     With an ``image`` (PIL) the run starts from it: ``strength`` says how far up, and of the steps only that share is
     run, rounded down.  Its middle is cut to the wished ratio of sides and resized.  With a ``mask_image`` too, only
     what is white there is made anew, half gray and lighter; all black leaves the picture as it was.  ``strength=None``
@@ -88,6 +91,7 @@ class Request:
     scheduler: str | None = None
     prompt_syntax: str = "plain"
     clip_skip: int = 0
+    strict: bool = False
     image: Image | None = None
     mask_image: Image | None = None
     strength: float | None = None
@@ -127,6 +131,8 @@ class Request:
         if not isinstance(self.prompt_syntax, str) or self.prompt_syntax not in SYNTAXES:
             raise RequestError(f"prompt_syntax: {_short(self.prompt_syntax)} is not one of {', '.join(SYNTAXES)}")
         _check_int("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP)
+        if not isinstance(self.strict, bool):
+            raise RequestError(f"strict: {_short(self.strict)} is neither True nor False")
         for name in CONDITIONS:
             if getattr(self, name) is not None:
                 _check_pair(name, getattr(self, name))
@@ -225,8 +231,12 @@ class Request:
     def settled(self, default_size: int) -> Request:
         """The same wish with nothing left open: seeds and size are filled in.
 
-        Raises ``RequestError`` when the model's own size is one that cannot be enlarged so much.
+        Raises ``RequestError`` when the model's own size is one that cannot be enlarged so much, or no size at all.
         """
+        if None in (self.height, self.width) and not 1 <= default_size <= MAX_SIZE:
+            raise RequestError(
+                f"height: the model's own size, {default_size}, is not in 1 .. {MAX_SIZE}", hint="give height and width"
+            )
         settled = self._seeded()._with(height=self.height or default_size, width=self.width or default_size)
         if self.hires_scale is not None:
             settled._check_larger()
@@ -330,7 +340,11 @@ def _seed(given: int | None) -> int:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        # A list may have millions of entries, which take a second to write out.
+        text = reprlib.repr(value) if isinstance(value, list | tuple | dict) else repr(value)
+    except (ValueError, RecursionError):  # whole numbers of thousands of digits are not shown by Python
+        return f"{type(value).__name__} without end"
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
@@ -338,10 +352,11 @@ def _texts(prompt: object, negative_prompt: object) -> dict[str, Any]:
     """The two fields, lists of any kind as tuples."""
     fields = {"prompt": prompt, "negative_prompt": negative_prompt}
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list | tuple)}
-    if "negative_prompt" in lists and len(lists["negative_prompt"]) != len(lists.get("prompt", ())):
+    prompts = lists.get("prompt")
+    if "negative_prompt" in lists and (prompts is None or len(lists["negative_prompt"]) != len(prompts)):
         raise RequestError("negative_prompt: a list goes with a list of as many prompts")
-    if not 1 <= len(lists.get("prompt", (0,))) <= MAX_IMAGES:
-        raise RequestError(f"prompt: {len(lists['prompt'])} prompts are not in 1 .. {MAX_IMAGES}")
+    if prompts is not None and not 1 <= len(prompts) <= MAX_IMAGES:
+        raise RequestError(f"prompt: {len(prompts)} prompts are not in 1 .. {MAX_IMAGES}")
     for name, value in fields.items():
         for text in lists.get(name, (value,)):
             _check_text(name, text)
@@ -352,7 +367,8 @@ def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise RequestError(f"{name}: {_short(value)} is not a string")
     try:
-        size = len(value.encode())
+        # Of text that is far too long not even a copy is made.
+        size = len(value) if len(value) > MAX_PROMPT_BYTES else len(value.encode())
     except UnicodeEncodeError:
         raise RequestError(f"{name}: {_short(value)} holds half a character (a lone surrogate)") from None
     if size > MAX_PROMPT_BYTES:
@@ -366,15 +382,17 @@ def _check_int(name: str, value: object, least: int, most: int) -> None:
         raise RequestError(f"{name}: {_short(value)} is not a whole number")
     if not least <= value <= most:
         nearest = min(max(value, least), most)
-        raise RequestError(f"{name}: {_short(value)} is not in {least} .. {most}", hint=f"the nearest is {nearest}")
+        hint = f"the nearest is {nearest}" + ("; or leave it out for a random one" if name.endswith("seed") else "")
+        raise RequestError(f"{name}: {_short(value)} is not in {least} .. {most}", hint=hint)
 
 
 def _check_float(name: str, value: object, least: float, most: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise RequestError(f"{name}: {_short(value)} is not a number")
-    if not math.isfinite(value) or not least <= value <= most:
-        hint = f"the nearest is {min(max(value, least), most):g}" if math.isfinite(value) else None
-        raise RequestError(f"{name}: {value} is not in {least:g} .. {most:g}", hint=hint)
+    if not least <= value <= most:
+        nearest = least if value < least else most if value > most else None  # NaN is near nothing
+        hint = None if nearest is None else f"the nearest is {nearest:g}"
+        raise RequestError(f"{name}: {_short(value)} is not in {least:g} .. {most:g}", hint=hint)
 
 
 def check_count(name: str, value: object) -> None:

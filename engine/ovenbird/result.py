@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,6 +62,12 @@ class Picture:
         assert self.request.seed is not None
         return self.request.seed
 
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        file = io.BytesIO()
+        self.image.save(file, format="PNG")
+        return file.getvalue()
+
 
 @dataclass(frozen=True)
 class Result:
@@ -82,3 +91,15 @@ class Result:
     def seeds(self) -> list[int]:
         """Of each picture."""
         return [picture.seed for picture in self.pictures]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the pictures side by side, each over its seed."""
+        return "".join(map(_figure, self.pictures))
+
+
+def _figure(picture: Picture) -> str:
+    source = f"data:image/png;base64,{base64.b64encode(picture._repr_png_()).decode()}"
+    shown = f'<img src="{source}" title="{html.escape(str(picture.request.prompt))}">'
+    flagged = ", flagged" if picture.nsfw_content_detected else ""
+    caption = f"<figcaption>seed {picture.seed}{flagged}</figcaption>"
+    return f'<figure style="display: inline-block; margin: 4px">{shown}{caption}</figure>'

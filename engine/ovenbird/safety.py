@@ -24,6 +24,7 @@ ON, OFF, NONE, NOT_USED = "on", "off", "none", "not used"
 """Pictures are checked; nobody wants it; the folder has no checker; it has one that cannot be used here."""
 WITHOUT = "go without the checker: --no-safety-checker, safety_checker=False"
 GRAPHS = ("openvino_model.xml", "model.onnx")
+LONGEST_SIDE = 4096
 NOTICE = "not shown:\nflagged by the\nsafety checker"
 GRAY, LIGHT = (128, 128, 128), (235, 235, 235)
 
@@ -114,7 +115,7 @@ class Preparation:
             raise ModelError(f"{path}: {kind:.60} is not CLIP's image processor", hint=WITHOUT)
         try:
             return cls._of(settings)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(
                 f"{path} has settings that no CLIPImageProcessor has: {error!r:.100}", hint=WITHOUT
             ) from error
@@ -123,7 +124,7 @@ class Preparation:
     def _of(cls, settings: Mapping[str, Any]) -> Preparation:
         size, resize = settings["size"], settings["do_resize"]
         square = isinstance(size, Mapping) and "shortest_edge" not in size
-        shortest = None if square else int(size["shortest_edge"] if isinstance(size, Mapping) else size)
+        shortest = None if square else _side(size["shortest_edge"] if isinstance(size, Mapping) else size)
         mean, deviation = (settings["image_mean"], settings["image_std"]) if settings["do_normalize"] else (0.0, 1.0)
         return cls(
             shortest if resize else None,
@@ -131,8 +132,8 @@ class Preparation:
             _sides(settings["crop_size"]) if settings["do_center_crop"] else None,
             Image.Resampling(settings["resample"]),
             float(settings["rescale_factor"]) if settings["do_rescale"] else None,
-            np.array(mean, np.float32),
-            np.array(deviation, np.float32),
+            _of_channels(mean),
+            _of_channels(deviation),
         )
 
     def __call__(self, image: Image.Image) -> Prepared:
@@ -169,4 +170,18 @@ DEFAULTS: dict[str, Any] = {
 
 def _sides(size: Mapping[str, int] | int) -> tuple[int, int]:
     """Width and height."""
-    return (int(size["width"]), int(size["height"])) if isinstance(size, Mapping) else (int(size), int(size))
+    return (_side(size["width"]), _side(size["height"])) if isinstance(size, Mapping) else (_side(size), _side(size))
+
+
+def _side(value: Any) -> int:
+    if not 1 <= int(value) <= LONGEST_SIDE:
+        raise ValueError(f"{value!r:.40} is no side of a picture")
+    return int(value)
+
+
+def _of_channels(value: Any) -> NDArray[np.float32]:
+    """One number, or one for each of three colours."""
+    numbers = np.array(value, np.float32)
+    if numbers.shape not in ((), (3,)) or not np.isfinite(numbers).all():
+        raise ValueError(f"{value!r:.40} is not one for each colour")
+    return numbers

@@ -16,11 +16,12 @@ from ovenbird.errors import ModelError
 from ovenbird.noise import Floats
 from ovenbird.plans import LADDERS, Options
 
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 TRAINING: Options = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
     "beta_end": 0.02,
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "beta_schedule": BETA_SCHEDULES,
     "trained_betas": None,  # or as many numbers as there are timesteps
     "prediction_type": ("epsilon", "v_prediction", "sample"),
     "rescale_betas_zero_snr": (False, True),
@@ -112,7 +113,7 @@ def _read(class_name: str, option: str, value: Any, rule: Any) -> Any:
     if option in READERS:
         try:
             return READERS[option](value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(refusal) from error
     if isinstance(rule, tuple):
         if value not in rule:

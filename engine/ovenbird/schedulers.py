@@ -108,12 +108,17 @@ def from_config(config: Mapping[str, Any]) -> Scheduler:
 def from_name(name: str, config: Mapping[str, Any]) -> Scheduler:
     """A sampler by its name, for the model whose own scheduler config is given.
 
-    Everything that the named row does not set stays as the model has it.  RequestError for an unknown name, ModelError
-    if this model cannot be sampled so.
+    Everything that the named row does not set stays as the model has it.  RequestError for an unknown name, or if this
+    model cannot be sampled so; ModelError for a config that is wrong by itself.
     """
     own = KINDS.get(str(config.get("_class_name")))
     trained = {option: default(own.rules[option]) for option in TRAINING if option in own.rules} if own else {}
-    return from_config({**trained, **config, **sampler(name).options})
+    row = sampler(name)
+    try:
+        return from_config({**trained, **config, **row.options})
+    except ModelError as error:
+        from_config(config)  # raises where it is the model that is wrong
+        raise RequestError(f"scheduler: {row.name} is not for this model: {error}", hint="leave it out") from error
 
 
 def sampler(name: str) -> Sampler:

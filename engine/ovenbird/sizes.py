@@ -11,7 +11,7 @@ UNITS = {"B": 1} | {
     for power, letter in enumerate("KMGT", 1)
     for ending, base in (("B", 1000), ("iB", 1024), ("", 1024))  # a letter alone is what docker and systemd mean by it
 }
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", re.ASCII)
+SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]+)", re.ASCII)
 
 
 def parse_size(name: str, text: str) -> int:
@@ -32,3 +32,8 @@ def show_size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def counted(number: int, name: str) -> str:
+    """``1 step``, ``2 steps``."""
+    return f"{number} {name}{'s' * (number != 1)}"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from ovenbird.backends import SHALLOW, Arrays, Backend, CompiledModel, Edits, Rows, Shapes
+from ovenbird.backends import SHALLOW, Arrays, Backend, CompiledModel, Edits, Rows, Shapes, short_of_memory
 from ovenbird.bundle import COMPONENTS, Bundle
-from ovenbird.errors import ResourceError
 from ovenbird.machine import give_back
 from ovenbird.memory import Need
 from ovenbird.timing import Timings
@@ -89,6 +86,7 @@ class Stages:
         return self._timings.watch(name, short_of_memory(name)(model), model.flop)
 
     def _compile(self, name: str, shapes: Shapes, precision: str) -> CompiledModel:
+        self._bundle.require_unchanged()
         self._drop(leaving(self._compiled, name, self.groups, self.most_shapes))
         with self._timings.stage("compile"), short_of_memory(name):
             model = self._backend.compile(
@@ -114,25 +112,3 @@ def leaving(present: Iterable[Key], name: str, groups: Groups, most_shapes: int)
     beside = {other for group in groups if name in group for other in group}
     same = [key for key in present if key[0] == name]
     return {key for key in present if key[0] not in beside} | set(same[: max(0, len(same) + 1 - most_shapes)])
-
-
-NO_MEMORY = re.compile(
-    r"bad.alloc|(failed to|cannot|can't|could not|unable to) alloc|memory allocation|out of memory|"
-    "resource temporarily unavailable",  # no room for one more thread
-    re.IGNORECASE,
-)
-"""How runtimes say it, which have no type of error for it."""
-
-
-@contextmanager
-def short_of_memory(name: str) -> Iterator[None]:
-    """Raises ``ResourceError`` that names the component when a runtime gets no memory."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
-            raise
-        raise ResourceError(
-            f"{name}: there is not enough memory for it",
-            hint="--max-memory SIZE finds a way to do with less; smaller pictures take less, too",
-        ) from error

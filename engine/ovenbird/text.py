@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from ovenbird.bundle import read_json
-from ovenbird.errors import ModelError
+from ovenbird.bundle import LARGEST_JSON, read_json
+from ovenbird.disk import is_file
+from ovenbird.errors import ModelError, RequestError
 from ovenbird.prompts import SYNTAXES, Piece, Sections
 
 TokenIds = NDArray[np.int64]  # (chunks, length)
@@ -29,6 +30,10 @@ LARGEST_VOCABULARY = 1_000_000
 COMMA = ",</w>"
 LOOK_BACK = 20
 """A full chunk ends behind a comma among its last so many tokens, if there is one, as the web UI has it."""
+
+
+class CutOff(UserWarning):
+    """A prompt is longer than what is read of it."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,14 @@ class PromptTokenizer:
         The ``words`` are found before anything else, wherever they stand, letter for letter, the longest first.
         """
         config = _optional_json(folder / "tokenizer_config.json")
-        vocabulary, merges = _vocabulary(folder)
+        vocabulary, merges = byte_pairs(folder)
         names = {key: _token(config, key, "<|endoftext|>") for key in ("eos_token", "pad_token", "unk_token")}
         names["bos_token"] = _token(config, "bos_token", "<|startoftext|>")
         for key, token in names.items():
             if token not in vocabulary:
-                raise ModelError(f"{folder}: the {key} {token!r} is not in the vocabulary")
-        length = min(int(config.get("model_max_length", 77)), 77)
-        if length < 3:
-            raise ModelError(f"{folder}: a text of {length} tokens has no room between its start and its end")
-        tokenizer = _clip(vocabulary, merges, names)
+                raise ModelError(f"{folder}: the {key} {token!r:.80} is not in the vocabulary")
+        length = _length(folder, config.get("model_max_length", 77))
+        tokenizer = _clip(folder, vocabulary, merges, names)
         tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
         ids = {key: vocabulary[token] for key, token in names.items()}
         comma = vocabulary.get(COMMA)
@@ -89,6 +92,8 @@ class PromptTokenizer:
         rows: list[list[Token]] = []
         for place, section in enumerate(prompt):
             tokens, begin = self._encode(section), 0
+            if rows and not tokens and place + 1 == len(prompt):
+                break  # nothing behind the last BREAK
             while not begin or begin < len(tokens):  # a section without tokens is a chunk, too
                 if len(rows) == most:
                     self._say_lost(prompt[place:], tokens[begin].begin if tokens else 0, most)
@@ -131,7 +136,8 @@ class PromptTokenizer:
 
     def _say_lost(self, rest: Sections, begin: int, most: int) -> None:
         lost = " ".join("".join(piece.text for piece in section) for section in rest)[begin:]
-        warnings.warn(f"the prompt is longer than {self.room * most} tokens; this was cut off: {lost!r}", stacklevel=3)
+        told = f"the prompt is longer than {self.room * most} tokens; this was cut off: {lost!r}"
+        warnings.warn(told, CutOff, stacklevel=3)
 
     def _filled(self, rows: Sequence[Sequence[Token]]) -> Tokens:
         ids = np.full((len(rows), self.length), self.pad, np.int64)
@@ -152,8 +158,19 @@ def tokenize(tokenizers: Sequence[PromptTokenizer], prompts: Sequence[str], synt
     ]
 
 
-def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]], names: dict[str, str]) -> Tokenizer:
-    model = models.BPE(vocabulary, merges, unk_token=names["unk_token"], end_of_word_suffix="</w>")
+def _length(folder: Path, told: object) -> int:
+    """Of a text, at most CLIP's; some tools write 1e30 where they set no limit."""
+    if not isinstance(told, int | float) or not told >= 3:
+        raise ModelError(f"{folder}: a text of {told!r:.40} tokens has no room between its start and its end")
+    return 77 if told > 77 else int(told)
+
+
+def _clip(folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], names: dict[str, str]) -> Tokenizer:
+    try:
+        model = models.BPE(vocabulary, merges, unk_token=names["unk_token"], end_of_word_suffix="</w>")
+    except Exception as error:  # tokenizers has no type of its own for what does not fit together
+        why = f"its vocabulary and its merges do not fit: {str(error)[:200]}"
+        raise ModelError(f"{folder}: {why}", hint="export the model again") from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -165,33 +182,54 @@ def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]], names: dict
         ]
     )
     special = sorted(set(names.values()))
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    # In a prompt they are found in any case, as transformers finds them.
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=True) for token in special])
     return tokenizer
+
+
+def checked_tokenizer(folder: Path) -> Path:
+    """The same, if it holds a tokenizer, or ``tokenizer`` in it does.  Raises ``RequestError``."""
+    places = (place / name for place in (folder, folder / "tokenizer") for name in ("vocab.json", "tokenizer.json"))
+    if not any(map(is_file, places)):
+        raise RequestError(
+            f"tokenizer: {folder} is not a folder with vocab.json and merges.txt",
+            hint="a model folder has its own tokenizer: leave --tokenizer out",
+        )
+    return folder
 
 
 def vocabulary(folder: Path) -> Mapping[str, int]:
     """Token -> its id.  Raises ``ModelError``."""
-    return _vocabulary(folder)[0]
+    return byte_pairs(folder)[0]
 
 
-def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def byte_pairs(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Token -> its id, and which are merged: of ``vocab.json`` and ``merges.txt``, else of ``tokenizer.json``, which is
+    all that transformers 5 writes.  Raises ``ModelError``."""
+    vocabulary: Any
+    lines: Any
     if (folder / "vocab.json").is_file():
-        vocabulary: dict[str, Any] = read_json(folder / "vocab.json")
-        lines = _lines(folder / "merges.txt")
+        vocabulary, lines = read_json(folder / "vocab.json"), _lines(folder / "merges.txt")
     elif (folder / "tokenizer.json").is_file():
-        model = read_json(folder / "tokenizer.json").get("model", {})
-        vocabulary, lines = model.get("vocab", {}), model.get("merges", [])
+        model = read_json(folder / "tokenizer.json").get("model")
+        vocabulary, lines = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
     else:
         raise ModelError(f"{folder} holds neither vocab.json nor tokenizer.json", hint="export the model again")
-    merges = [tuple(line.split()) if isinstance(line, str) else tuple(line) for line in lines]
-    merges = [pair for pair in merges if len(pair) == 2]
-    if not vocabulary or len(vocabulary) > LARGEST_VOCABULARY or len(merges) > LARGEST_VOCABULARY:
+    if not isinstance(vocabulary, dict) or not isinstance(lines, list):
+        raise ModelError(f"{folder}: there is no vocabulary in it, or no merges", hint="export the model again")
+    ids = vocabulary.values()
+    if not vocabulary or not all(type(id) is int and 0 <= id < LARGEST_VOCABULARY for id in ids):
+        raise ModelError(f"{folder}: not every token has a number from 0 to {LARGEST_VOCABULARY}")
+    if len(vocabulary) > LARGEST_VOCABULARY or len(lines) > LARGEST_VOCABULARY:
         raise ModelError(f"{folder}: a vocabulary of {len(vocabulary)} tokens is not plausible")
-    return vocabulary, merges  # type: ignore[return-value]
+    pairs = [line.split() if isinstance(line, str) else line for line in lines]
+    return vocabulary, [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2]
 
 
 def _lines(path: Path) -> list[str]:
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ModelError(f"{path} is larger than {LARGEST_JSON >> 20} MiB")
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} cannot be read: {error}", hint="export the model again") from error
@@ -204,4 +242,4 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 def _token(config: dict[str, Any], key: str, default: str) -> str:
     value = config.get(key, default)
-    return str(value["content"] if isinstance(value, dict) else value)
+    return str(value.get("content") if isinstance(value, dict) else value)

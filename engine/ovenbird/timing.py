@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import NamedTuple, ParamSpec, TypeVar
+
+from ovenbird.sizes import counted
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -140,7 +143,7 @@ class Reached:
         part = f", with {self.int8_share:.0%} of it in int8" if self.int8_share else ""
         if self.share is None:
             return f"{speed}{part}; the peak in {self.peak_of} was not measured"
-        peak = f"{self.peak_of} peak, {_digits(self.peak_gflop_per_s or 0)}, measured {self.peak_measured}"
+        peak = f"{self.peak_of} peak, {_digits(self.peak_gflop_per_s or 0)} GFLOP/s, measured {self.peak_measured}"
         return f"{speed}: {self.share:.0%} of the {peak}{part}"
 
 
@@ -198,6 +201,15 @@ class TimingReport:
     """Foreseen before anything was loaded; None where nothing can be."""
     cpu: str = ""
     instruction_sets: list[str] = field(default_factory=list)
+    fastest_step_s: float = 0.0
+    p90_step_s: float = 0.0
+    """Nine of ten steps took no longer."""
+    load_average: float | None = None
+    """Of the last minute, when the report was made: how many threads of all programs wanted to run."""
+    cpu_mhz: float | None = None
+    """The fastest core then."""
+    cpu_celsius: float | None = None
+    """The hottest part of the processor then."""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -216,7 +228,10 @@ class TimingReport:
         yield "text encoder", f"{self.text_encoder_s:8.2f} s"
         yield "first step", f"{self.first_step_s:8.3f} s"
         shallow = f", {self.shallow_calls} of its outermost layers" if self.shallow_calls else ""
-        yield "median step", f"{self.median_step_s:8.3f} s   {self.steps} steps, {self.unet_calls} U-Net calls{shallow}"
+        calls = f"{counted(self.steps, 'step')}, {counted(self.unet_calls, 'U-Net call')}{shallow}"
+        yield "median step", f"{self.median_step_s:8.3f} s   {calls}"
+        if self.steps > 1:
+            yield "steps", f"{self.fastest_step_s:8.3f} s the fastest, {self.p90_step_s:.3f} s for nine of ten"
         yield "VAE", f"{self.vae_s:8.2f} s   {', '.join(self._vae())}"
         if self.safety_checker != "none":
             yield "safety", f"{self.safety_checker_s:8.2f} s   {self.safety_checker}"
@@ -227,7 +242,7 @@ class TimingReport:
         yield "peak memory", f"{self.peak_rss_mib:8.0f} MiB{planned}" if self.peak_rss_mib else "     not measured here"
         elsewhere = ", ".join(sorted({*self.devices.values()} - {self.device}))
         device = f"{self.device} (ran on {elsewhere})" if elsewhere else self.device
-        yield "runtime", f"{self.runtime} {self.runtime_version} on {device}, {self.threads} threads"
+        yield "runtime", f"{self.runtime} {self.runtime_version} on {device}, {counted(self.threads, 'thread')}"
         ran = ", ".join(f"{name} {kind}" for name, kind in self.precision.items())
         yield "precision", f"{self.weights} weights; ran in: {ran}"
         if self.chosen:
@@ -238,9 +253,22 @@ class TimingReport:
             yield REACHED.get(name, name), str(reached)
         yield "CPU", f"{self.cpu} ({', '.join(self.instruction_sets) or 'instruction sets unknown'})"
 
+        state = ", ".join(self._machine())
+        if state:
+            yield "machine", state
+
+    def _machine(self) -> Iterator[str]:
+        """What else slows runs down."""
+        if self.load_average is not None:
+            yield f"load average {self.load_average:.1f}"
+        if self.cpu_mhz is not None:
+            yield f"{self.cpu_mhz / 1000:.1f} GHz"
+        if self.cpu_celsius is not None:
+            yield f"{self.cpu_celsius:.0f} °C"
+
     def _vae(self) -> Iterator[str]:
         yield f"{self.decoder} decoder"
-        yield f"{self.vae_calls} calls"
+        yield counted(self.vae_calls, "call")
         if self.vae_tile:
             yield f"in tiles of {self.vae_tile} pixels"
         if self.previews:
@@ -252,6 +280,11 @@ class TimingReport:
 def _digits(value: float) -> str:
     """At least three of them, and none behind the point that tell nothing."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def share(values: list[float], part: float) -> float:
+    """What that part of them does not exceed, or 0 of nothing."""
+    return sorted(values)[math.ceil(len(values) * part) - 1] if values else 0.0
 
 
 def middle(values: list[float]) -> float:

@@ -20,7 +20,7 @@ from urllib.parse import urljoin, urlsplit
 from ovenbird.errors import ModelError, RequestError, ResourceError
 
 if TYPE_CHECKING:
-    from requests import Response, Session
+    from requests import PreparedRequest, Response, Session
 
 TIMEOUT_S = 30.0
 """For a connection, and for any sign of life after it."""
@@ -81,6 +81,8 @@ def open_session() -> Session:
             "the token in HF_TOKEN, or of the login, has characters that no token has", hint="copy it again"
         )
     session = requests.Session()
+    session.rebuild_auth = partial(_keep_to_host, session)  # type: ignore[method-assign]
+    session.auth = lambda request: request  # else .netrc goes before the token
     retry = Retry(
         RETRIES,
         backoff_factor=BACKOFF_S,
@@ -93,6 +95,12 @@ def open_session() -> Session:
     session.headers.update(headers)
     session.hooks["response"].append(_refuse_downgrade)
     return session
+
+
+def _keep_to_host(session: Session, request: PreparedRequest, response: Response) -> None:
+    """For a redirect, without a look into .netrc, whose password would go to other hosts in place of the token."""
+    if session.should_strip_auth(str(response.request.url), str(request.url)):
+        request.headers.pop("Authorization", None)
 
 
 def read(session: Session, url: str, most: int) -> bytes:

@@ -13,14 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ovenbird import machine, progress
-from ovenbird.backends import BACKENDS, Arrays, Shapes, create
+from ovenbird.backends import BACKENDS, Arrays, Shapes, create, short_of_memory
 from ovenbird.bundle import Bundle
 from ovenbird.choice import Measured, Way, reads
 from ovenbird.errors import OvenbirdError, ResourceError
 from ovenbird.memory import HABITS, Foresight, Need
 from ovenbird.presets import NO_SHORTCUTS
 from ovenbird.sizes import show_size
-from ovenbird.stages import short_of_memory
 from ovenbird.timing import Clock
 
 CALLS = 3
@@ -75,12 +74,12 @@ def shapes(bundle: Bundle, size: int | None = None) -> Shapes:
     return found
 
 
-def prepare(bundle: Bundle, way: Way) -> Subject:
+def prepare(bundle: Bundle, way: Way, *, allow_foreign: bool = False) -> Subject:
     """The U-Net, compiled as it is for pictures but not kept in the cache, where it would take gigabytes.
 
     Raises what ``Backend.compile`` does, and ``ResourceError`` where memory is short.
     """
-    backend, given = create(way.backend, "cpu", way.threads), shapes(bundle)
+    backend, given = create(way.backend, "cpu", way.threads, allow_foreign=allow_foreign), shapes(bundle)
     precision = backend.best_precision(bundle.precision)
     _check_memory(bundle, way.backend, precision, given)
     with short_of_memory("unet"):

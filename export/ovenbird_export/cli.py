@@ -12,6 +12,7 @@ import click
 from ovenbird import progress
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import RequestError
+from ovenbird.pages import QUIET, Page
 from ovenbird_export.precisions import PRECISIONS
 
 if TYPE_CHECKING:
@@ -49,7 +50,16 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command()
+@click.command(
+    cls=Page,
+    short_help="Convert a checkpoint to ONNX and OpenVINO IR, proven.",
+    examples=(
+        "ovenbird export path/to/stable-diffusion-v1-5 models/sd15",
+        "ovenbird export OWNER/NAME models/name --precision fp16,int8",
+        "ovenbird export v1-5.safetensors models/sd15 --lora style.safetensors:0.8",
+        "ovenbird export synthetic:tiny models/tiny --precision fp32",
+    ),
+)
 @click.argument("source")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
@@ -85,6 +95,7 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--name", help="What the model is called.  [default: the source's name]")
 @click.option("--force", is_flag=True, help="Replace variants that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about what was made, and nothing else.")
+@QUIET
 def export(
     source: str,
     folder: Path,
@@ -133,13 +144,22 @@ def export(
             click.echo(f"{facts['path']} ({progress.amount(facts['bytes'])})")
 
 
-@click.command()
+@click.command(
+    cls=Page,
+    short_help="Check an exported model against manifest and source.",
+    examples=(
+        "ovenbird verify models/sd15",
+        "ovenbird verify models/sd15 --bytes",
+        "ovenbird verify models/sd15 --source path/to/stable-diffusion-v1-5",
+    ),
+)
 @click.argument("folder")
 @click.option("--quick", is_flag=True, help="Compare the sizes of the files and nothing else.")
 @click.option("--bytes", "bytes_alone", is_flag=True, help="Compare the bytes of the files and nothing else.")
 @click.option("--source", help="What FOLDER was made from.  [default: what its manifest names]")
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about what was found, and nothing else.")
+@QUIET
 def verify(folder: str, quick: bool, bytes_alone: bool, source: str | None, as_json: bool, **of_source: Any) -> None:
     """Check an exported FOLDER, or every variant in it, against its manifest and against its source.
 

@@ -9,16 +9,13 @@ from ovenbird import hub
 from ovenbird.bundle import read_json
 from ovenbird.errors import ModelError
 from ovenbird.hub import Download, Repository, Shelf
+from ovenbird.models import INDEX, TOKENIZERS, vocabulary_names
 from ovenbird.transfer import File
 from ovenbird_export.source import CARD, LARGEST_TEXT, PICKLES, WEIGHTS, Source
 
-INDEX = "model_index.json"
 WEIGHTED = ("text_encoder", "text_encoder_2", "unet", "vae", "tiny_vae", "safety_checker")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
-VOCABULARY = ("vocab.json", "merges.txt")
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "scheduler": ("scheduler_config.json",),
-    **dict.fromkeys(TOKENIZERS, VOCABULARY),
     "feature_extractor": ("preprocessor_config.json",),
     **dict.fromkeys(WEIGHTED, ("config.json",)),
 }
@@ -29,12 +26,6 @@ OPTIONAL = dict.fromkeys(TOKENIZERS, ("tokenizer_config.json", "special_tokens_m
 def download(repo: str, *, revision: str | None = None, offline: bool = False) -> Download:
     """Bring what the export needs of ``repo`` into the cache, or find it there, as ``ovenbird.hub.download`` does."""
     return hub.download(Shelf(repo), fill, revision=revision, offline=offline)
-
-
-def download_tokenizer(repo: str, *, revision: str | None = None, offline: bool = False) -> tuple[Path, Download]:
-    """The folder with CLIP's vocabulary in ``repo``, and nothing else of it; otherwise as ``download``."""
-    found = hub.download(Shelf(repo, "tokenizer"), fill_tokenizer, revision=revision, offline=offline)
-    return next(found.folder.rglob(VOCABULARY[0])).parent, found
 
 
 def fill(repository: Repository, folder: Path, commit: str, listing: Mapping[str, File]) -> list[File]:
@@ -52,14 +43,6 @@ def fill(repository: Repository, folder: Path, commit: str, listing: Mapping[str
     return [index, *texts, *weights]
 
 
-def fill_tokenizer(repository: Repository, folder: Path, commit: str, listing: Mapping[str, File]) -> list[File]:
-    """Complete ``folder`` with a vocabulary, which lies at the top or where diffusers has it."""
-    place = "" if VOCABULARY[0] in listing else "tokenizer/"
-    files = [_text(listing, place + name) for name in VOCABULARY]
-    repository.bring(files, folder, commit)
-    return files
-
-
 def _text(listing: Mapping[str, File], name: str) -> File:
     return hub.pick(listing, name, LARGEST_TEXT)
 
@@ -67,7 +50,8 @@ def _text(listing: Mapping[str, File], name: str) -> File:
 def _text_names(named: Iterable[str], listing: Collection[str]) -> list[str]:
     names = [name for name in CARD if name in listing]
     for component in named:
-        names += [f"{component}/{name}" for name in NEEDED.get(component, ())]
+        needed = vocabulary_names(listing, component) if component in TOKENIZERS else NEEDED.get(component, ())
+        names += [f"{component}/{name}" for name in needed]
         optional = [f"{component}/{name}" for name in OPTIONAL.get(component, ())]
         names += [name for name in optional if name in listing]
     return names

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ovenbird.disk import is_file
 from ovenbird.errors import ModelError, RequestError
 from ovenbird_export.weights import read_header
 
@@ -60,16 +61,16 @@ class Lora:
     def parse(cls, text: str) -> Lora:
         """``FILE`` or ``FILE:SCALE``.  Raises ``RequestError`` for no file or no number."""
         path, colon, number = text.rpartition(":")
-        if Path(text).is_file() or not colon:
+        if is_file(Path(text)) or not colon:
             path, number = text, "1"
         try:
             scale = float(number)
         except ValueError as error:
-            raise RequestError(f"lora: {number!r} is not a number", hint="write FILE or FILE:SCALE") from error
+            raise RequestError(f"lora: {number!r:.40} is not a number", hint="write FILE or FILE:SCALE") from error
         if not math.isfinite(scale):
             raise RequestError(f"lora: the scale {number} is not finite")
-        if not Path(path).is_file():
-            raise RequestError(f"lora: {path} is not a file", hint="write FILE or FILE:SCALE")
+        if not is_file(Path(path)):
+            raise RequestError(f"lora: {path:.200} is not a file", hint="write FILE or FILE:SCALE")
         return cls(Path(path), scale)
 
     @cached_property

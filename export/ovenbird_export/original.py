@@ -8,14 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ovenbird.bundle import read_json
 from ovenbird.errors import ModelError, RequestError
+from ovenbird.text import byte_pairs
 from ovenbird_export import layouts
 from ovenbird_export.components import Lazy, components, write_component
 from ovenbird_export.layouts import BEGIN, END, UNET, Family
 from ovenbird_export.pickled import open_file
 from ovenbird_export.publish import write_json
 from ovenbird_export.source import read_text
+from ovenbird_export.tokenizer import write_byte_pairs
 from ovenbird_export.weights import Checkpoint
 
 PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v_prediction": "v_prediction", "v": "v_prediction"}
@@ -102,20 +103,18 @@ def _parameterization(settings: Path) -> str | None:
 
 def _write_tokenizers(file: Path, source: Path, target: Path, family: Family) -> dict[str, int]:
     """Write one for each text encoder; the numbers of the tokens that begin and end a text."""
-    for name in ("vocab.json", "merges.txt"):
-        if not (source / name).is_file():
-            raise RequestError(
-                f"tokenizer: {source} has no {name}", hint="give a folder with vocab.json and merges.txt of CLIP"
-            )
-    vocabulary = read_json(source / "vocab.json")
+    try:
+        vocabulary, _ = byte_pairs(source)
+    except ModelError as error:
+        raise RequestError(
+            f"tokenizer: {error}", hint="give a folder with vocab.json and merges.txt of CLIP"
+        ) from error
     for token in (BEGIN, END, *(encoder.padding for encoder in family.texts)):
         if type(vocabulary.get(token)) is not int:
-            raise ModelError(f"{source / 'vocab.json'} has no number for {token!r}")
+            raise ModelError(f"{source} has no number for {token!r}")
     for encoder in family.texts:
         folder = target / encoder.tokenizer
-        folder.mkdir(parents=True)
-        for name in ("vocab.json", "merges.txt"):
-            (folder / name).write_bytes(read_text(source / name).encode())
+        write_byte_pairs(source, folder)
         special = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": encoder.padding}
         settings = {**special, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
         write_json(folder / "tokenizer_config.json", settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovenbird.backends import CompiledModel, create
+from ovenbird.backends import CompiledModel, create, short_of_memory
 from ovenbird.errors import NumericError
 from ovenbird.progress import stage
 from ovenbird_export import attributes, fidelity, layers
@@ -154,11 +154,12 @@ def run(folder: Path, runtime: str, calls: Sequence[Arrays]) -> list[Arrays]:
     outputs = []
     for inputs in calls:
         shapes = {name: array.shape for name, array in inputs.items()}
-        if str(shapes) not in models:
-            models.clear()  # one at a time: each holds the weights
-            gc.collect()
-            models[str(shapes)] = backend.compile(folder, shapes, precision="f32", cache_key=None)
-        outputs.append(models[str(shapes)](inputs))
+        with short_of_memory(folder.name):
+            if str(shapes) not in models:
+                models.clear()  # one at a time: each holds the weights
+                gc.collect()
+                models[str(shapes)] = backend.compile(folder, shapes, precision="f32", cache_key=None)
+            outputs.append(models[str(shapes)](inputs))
     return outputs
 
 

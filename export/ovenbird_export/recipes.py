@@ -241,7 +241,12 @@ NO_OTHER_INPUT: dict[str, tuple[Any, ...]] = {
     "encoder_hid_dim_type": (None,),
     "num_class_embeds": (None,),
 }
-AUTOENCODER: dict[str, tuple[Any, ...]] = {"latent_channels": (None, 4), "upsampling_scaling_factor": (None, 2)}
+AUTOENCODER: dict[str, tuple[Any, ...]] = {
+    "latent_channels": (None, 4),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "upsampling_scaling_factor": (None, 2),
+}
 
 CLIP_SKIP = "clip_skip."
 """What the text encoder's outputs without its last layers are called, before how many are left out."""

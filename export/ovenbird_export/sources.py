@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovenbird.errors import RequestError, ResourceError
+from ovenbird.bundle import MANIFEST, PRECISIONS
+from ovenbird.disk import expanded, is_file, is_folder
+from ovenbird.errors import ModelError, RequestError, ResourceError
 from ovenbird.hub import is_hub_id
+from ovenbird.models import INDEX, MODERN, VOCABULARY, download_tokenizer, hub_name
 from ovenbird.progress import stage
 from ovenbird_export.publish import require_space
 
@@ -61,15 +64,25 @@ def locate(wanted: Wanted, scratch: Path) -> Origin:
     What lies on the disk goes before what may lie on the Hub.  Raises ``RequestError`` for what is none of them, and
     whatever reading it raises.
     """
-    path = Path(wanted.text).expanduser()
     if wanted.text.startswith(SYNTHETIC):
         return _synthetic(wanted, scratch)
-    if path.is_dir():
+    path = expanded(wanted.text)
+    if is_folder(path):
         wanted.refuse("a folder", "revision", "tokenizer", "prediction_type")
+        _refuse_exported(path)
         return Origin(path, path.resolve().name, {})
-    if path.is_file():
+    if is_file(path):
         return _file(wanted, path, scratch)
     return _hub(wanted)
+
+
+def _refuse_exported(folder: Path) -> None:
+    if any((place / MANIFEST).is_file() for place in (folder, *(folder / name for name in PRECISIONS))):
+        raise RequestError(
+            f"source: {folder} is what an export wrote", hint="give what it was made from, for any other variant, too"
+        )
+    if not (folder / INDEX).is_file():
+        raise ModelError(f"{folder} has no {INDEX}", hint="give a folder that diffusers saved, or one file")
 
 
 def _synthetic(wanted: Wanted, scratch: Path) -> Origin:
@@ -96,18 +109,18 @@ def _file(wanted: Wanted, path: Path, scratch: Path) -> Origin:
 
 def _tokenizer(named: str, offline: bool) -> tuple[Path, str]:
     """Where a single file's tokenizer lies, downloaded if it must be, and what to tell of it."""
-    from ovenbird_export import hub
-
-    path = Path(named).expanduser()
-    if path.is_dir() or not is_hub_id(named):
+    path = expanded(named)
+    repository = hub_name(named)
+    if repository is None:
         return path, path.resolve().name
     try:
-        folder, found = hub.download_tokenizer(named, offline=offline)
+        found = download_tokenizer(*repository, offline=offline)
     except (RequestError, ResourceError) as error:
         raise type(error)(
             f"tokenizer: {error}", hint="give a folder with vocab.json and merges.txt of CLIP as --tokenizer"
         ) from error
-    return folder, f"{found.repo} {found.commit}"
+    places = (file.parent for name in (VOCABULARY[0], MODERN) for file in found.folder.rglob(name))
+    return min(places, key=lambda place: (len(place.parts), place)), f"{found.repo} {found.commit}"
 
 
 def _hub(wanted: Wanted) -> Origin:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ovenbird.bundle import read_json
 from ovenbird.errors import ModelError
+from ovenbird.text import byte_pairs
 from ovenbird_export.source import read_text
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -16,11 +17,14 @@ IGNORED = (
     "add_prefix_space",
     "added_tokens_decoder",
     "additional_special_tokens",
+    "backend",
     "chat_template",
     "clean_up_tokenization_spaces",
     "do_lower_case",
     "errors",
     "extra_special_tokens",
+    "is_local",
+    "local_files_only",
     "model_max_length",
     "name_or_path",
     "processor_class",
@@ -35,22 +39,21 @@ IGNORED = (
 def write_tokenizer(source: Path, target: Path, vocabulary: int) -> Any:
     """Rebuild the tokenizer in ``source`` with transformers, save it with its ``tokenizer.json``, and give it back.
 
-    The ``tokenizer.json`` of the source is not read: it may hold any regular expression.  Raises ``ModelError`` for
-    unknown settings, and for a token that the text encoder, with its ``vocabulary``, has no row for.
+    Of the source's ``tokenizer.json``, which may hold any regular expression, nothing is read but vocabulary and
+    merges, and these only where they do not lie beside it.  Raises ``ModelError`` for unknown settings, and for a token
+    that the text encoder, with its ``vocabulary``, has no row for.
     """
     from transformers import CLIPTokenizerFast
 
     settings = _settings(source / "tokenizer_config.json")
     special = {**settings, **_optional(source / "special_tokens_map.json")}
     tokens = {name: _token(source, name, special[name]) for name in SPECIAL if special.get(name) is not None}
-    vocab, merges = read_json(source / "vocab.json"), read_text(source / "merges.txt")
-    if not all(isinstance(id, int) for id in vocab.values()):
-        raise ModelError(f"{source / 'vocab.json'}: every token needs a number")
+    write_byte_pairs(source, target)
     make: Any = CLIPTokenizerFast
     try:
         tokenizer = make(
-            str(source / "vocab.json"),
-            str(source / "merges.txt"),
+            str(target / "vocab.json"),
+            str(target / "merges.txt"),
             model_max_length=settings.get("model_max_length", 77),
             **tokens,
         )
@@ -60,9 +63,23 @@ def write_tokenizer(source: Path, target: Path, vocabulary: int) -> Any:
     if highest >= vocabulary:
         raise ModelError(f"{source}: token {highest} has no row in a text encoder for {vocabulary}")
     tokenizer.save_pretrained(str(target))
+    write_byte_pairs(source, target)  # transformers may have written them in another way, or removed them
+    return tokenizer
+
+
+def write_byte_pairs(source: Path, target: Path) -> None:
+    """``vocab.json`` and ``merges.txt`` of a tokenizer, which may have them in ``tokenizer.json``.
+
+    Raises ``ModelError``.
+    """
+    vocab, pairs = byte_pairs(source)
+    if (source / "vocab.json").is_file():
+        merges = read_text(source / "merges.txt")
+    else:
+        merges = "\n".join(["#version: 0.2", *map(" ".join, pairs), ""])
+    target.mkdir(parents=True, exist_ok=True)
     (target / "vocab.json").write_bytes(json.dumps(vocab, ensure_ascii=False).encode())
     (target / "merges.txt").write_bytes(merges.encode())
-    return tokenizer
 
 
 def _settings(path: Path) -> dict[str, Any]:

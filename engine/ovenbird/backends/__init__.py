@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,8 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ovenbird.errors import ModelError, RequestError
+from ovenbird.errors import ModelError, RequestError, ResourceError
 from ovenbird.timing import Flop
+
+# OpenVINO would tell Google Analytics of each import, from a process of its own; without this package it cannot.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 Arrays = Mapping[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -66,8 +72,10 @@ DEEP = "deep_features"
 """The output of a U-Net that gives out what its last layers take from below, and the input of those: (N, C, H, W)."""
 SHALLOW = "shallow_unet"
 """The component that those layers alone are; it is compiled of the U-Net's files."""
-EXACT = ("gates", "upsampling")
-"""Changes to graphs that only round otherwise: GEGLU as two products, upsampling and convolution as one."""
+WEIGHTS = "weights"
+EXACT = ("gates", "upsampling", WEIGHTS)
+"""Changes to graphs that only round otherwise: GEGLU as two products, upsampling and convolution as one, weights stored
+as they are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +189,10 @@ BACKENDS = {
 """Name -> module and class; the module, and so the runtime, is imported when it is chosen."""
 
 
-def create(name: str, device: str = "cpu", threads: int | None = None) -> Backend:
+def create(name: str, device: str = "cpu", threads: int | None = None, *, allow_foreign: bool = False) -> Backend:
     """The runtime of that name, on that device; ``threads=None`` leaves the number to the runtime.
+
+    With ``allow_foreign`` it reads graphs with operators that no export of Stable Diffusion has: see ``admission``.
 
     Raises ``RequestError`` for an unknown name or device, ``MissingExtraError`` when it is not installed.
     """
@@ -191,5 +201,27 @@ def create(name: str, device: str = "cpu", threads: int | None = None) -> Backen
     if threads is not None and threads < 1:
         raise RequestError(f"threads: {threads} is less than 1", hint="leave it out to use every core")
     module, _, attribute = BACKENDS[name].partition(":")
-    backend: Backend = getattr(import_module(module), attribute)(device, threads)
+    backend: Backend = getattr(import_module(module), attribute)(device, threads, allow_foreign)
     return backend
+
+
+NO_MEMORY = re.compile(
+    r"bad.alloc|(failed to|cannot|can't|could not|unable to) alloc|memory allocation|out of memory|"
+    "resource temporarily unavailable",  # no room for one more thread
+    re.IGNORECASE,
+)
+"""How runtimes say it, which have no type of error for it."""
+
+
+@contextmanager
+def short_of_memory(name: str) -> Iterator[None]:
+    """Raises ``ResourceError`` that names the component when a runtime gets no memory."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
+        raise ResourceError(
+            f"{name}: there is not enough memory for it",
+            hint="--max-memory SIZE finds a way to do with less; smaller pictures take less, too",
+        ) from error

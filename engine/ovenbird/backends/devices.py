@@ -42,7 +42,10 @@ def parse(text: str, known: Sequence[str]) -> Device:
                 f"device: openvino has no {each.lower()!r:.40} here",
                 hint=f"it offers {', '.join(known).lower()} and auto; auto:, hetero: and multi: take a list of them",
             )
-    return Device(name, tuple(members or (each for each in known if each not in left_out)))
+    members = members or [each for each in known if each not in left_out]
+    if not members:
+        raise RequestError(f"device: {text!r:.40} leaves none to run on", hint=f"here is {', '.join(known).lower()}")
+    return Device(name, tuple(members))
 
 
 def _is_there(name: str, known: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovenbird.backends import NO_EDITS, Arrays, Edits, Port, Rows, Shapes, as_float32, feed, one_table
+from ovenbird.backends.admission import admit, hashed
 from ovenbird.errors import MissingExtraError, ModelError, RequestError, ResourceError
 from ovenbird.machine import usable_cores
 
@@ -51,7 +52,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
 
-    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, device: str = "cpu", threads: int | None = None, allow_foreign: bool = False) -> None:
         found = DEVICE.fullmatch(device.lower())
         if found is None:
             raise RequestError(f"device: onnxruntime has no {device!r:.40}", hint="it has: cpu, cuda, cuda:1 and so on")
@@ -63,8 +64,13 @@ class OnnxRuntime:
             )
         self.version = ort.__version__
         self.device = device.lower()
-        self._threads = threads or 0
+        self._threads, self._allow_foreign = threads or 0, allow_foreign
         self.threads = threads or usable_cores()
+
+    @property
+    def offered(self) -> list[str]:
+        """The devices that this build can use."""
+        return [kind for kind, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
 
     def best_precision(self, stored: str) -> str:
         """Always ``f32``: half-precision weights are widened when the graph is read."""
@@ -88,6 +94,7 @@ class OnnxRuntime:
         path = folder / "model.onnx"
         if not path.is_file():
             raise ModelError(f"{folder} holds no model.onnx", hint="export the model again, or use --backend openvino")
+        admit(path, self.name, listed=hashed(folder, cache_key), allow_foreign=self._allow_foreign)
         session = self._session(path, rows)
         if self._place.kind != "cpu":
             _require_provider(session, PROVIDERS[self._place.kind], folder.name)

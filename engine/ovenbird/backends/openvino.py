@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -16,9 +16,10 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-from ovenbird import compiled
+from ovenbird import compiled, mapped
 from ovenbird.backends import (
     NO_EDITS,
+    WEIGHTS,
     Arrays,
     Edits,
     Port,
@@ -29,11 +30,14 @@ from ovenbird.backends import (
     feed,
     one_table,
     rewrites,
+    weights,
 )
+from ovenbird.backends.admission import admit, hashed
 from ovenbird.backends.devices import parse
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import ModelError, RequestError
 from ovenbird.machine import instruction_sets, isa_limit, leaves_bf16, usable_cores
+from ovenbird.mapped import Mapped
 from ovenbird.timing import Flop
 
 
@@ -42,7 +46,7 @@ class OpenVINO:
 
     name = "openvino"
 
-    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, device: str = "cpu", threads: int | None = None, allow_foreign: bool = False) -> None:
         self.core = ov.Core()
         self.version = ov.get_version().split("-")[0]
         self.device = device.lower()
@@ -50,8 +54,14 @@ class OpenVINO:
         if threads and "CPU" not in self._device.members:
             raise RequestError(f"threads: {threads} has no effect on {self.device}", hint="leave it out")
         compiled.limit()  # a wrong one stops here, before any model is read
-        self._threads = threads
+        self._threads, self._allow_foreign = threads, allow_foreign
         self.threads = threads or usable_cores()
+
+    @property
+    def offered(self) -> list[str]:
+        """The devices that are here, with their own names."""
+        names = {each: self.core.get_property(each, "FULL_DEVICE_NAME") for each in self.core.available_devices}
+        return [f"{each.lower()} ({name})" for each, name in names.items()]
 
     def best_precision(self, stored: str) -> str:
         """For half-precision weights what the device multiplies in, ``bf16`` on processors and ``f16`` on others.
@@ -80,14 +90,21 @@ class OpenVINO:
         facts = self._facts(cache_key, folder, shapes, properties, rows, edits) if cache_key else None
         if facts and (found := self._load(facts, properties)):
             return found
-        model = self._read(folder, shapes, rows, edits)
-        # Taken before compiling, which may give a port the name of a tensor inside.
-        ports = _names(model.inputs), _names(model.outputs)
-        flop = arithmetic.flop(model)
-        runs = self._compile(model, properties, folder)
-        # Neither is among the facts that an entry is found by: both follow from them.
-        cached = _keep(facts, {"ports": ports, "flop": flop}, runs) if facts else "off"
-        return OpenVINOModel(runs, *ports, cached=cached, flop=flop)
+        admit(_graph_file(folder), self.name, listed=hashed(folder, cache_key), allow_foreign=self._allow_foreign)
+        held: list[Mapped] = []
+        with self._dropping(held):
+            model = self._read(folder, shapes, rows, edits, precision, held)
+            # Taken before compiling, which may give a port the name of a tensor inside.
+            ports = _names(model.inputs), _names(model.outputs)
+            flop = arithmetic.flop(model)
+            runs = self._compile(model, properties, folder)
+            # Neither is among the facts that an entry is found by: both follow from them.
+            cached = _keep(facts, {"ports": ports, "flop": flop}, runs) if facts else "off"
+        return OpenVINOModel(runs, *ports, cached=cached, flop=flop, held=held)
+
+    def _dropping(self, held: Iterable[Mapped]) -> AbstractContextManager[None]:
+        """The processor's plugin copies nearly all of what it is given; the test measures that it writes nothing."""
+        return mapped.dropping(held) if self.device == "cpu" else nullcontext()
 
     def _properties(self, precision: str) -> dict[str, Any]:
         # Always asked for: without the hint OpenVINO may choose bf16 by itself.
@@ -131,26 +148,40 @@ class OpenVINO:
         found = compiled.load(key)
         if found is None:
             return None
-        blob = ov.Tensor(found.blob, shared_memory=True)
+        blob = ov.Tensor(found.blob.bytes, shared_memory=True)
         try:
-            # The processor's plugin copies nearly all of it, and the test measures that it writes nothing.
-            with found.dropping() if self.device == "cpu" else nullcontext():
+            with self._dropping([found.blob]):
                 runs = self.core.import_model(blob, self._device.name, dict(properties))
         except RuntimeError:  # another build's; compiling anew is always right
             compiled.discard(key)
             return None
         flop = found.facts.get("flop")
-        return OpenVINOModel(runs, *found.facts["ports"], cached="hit", flop=flop and Flop(*flop), blob=found.blob)
+        return OpenVINOModel(runs, *found.facts["ports"], cached="hit", flop=flop and Flop(*flop), held=[found.blob])
 
-    def _read(self, folder: Path, shapes: Shapes, rows: Rows | None, edits: Edits) -> ov.Model:
+    def _read(
+        self, folder: Path, shapes: Shapes, rows: Rows | None, edits: Edits, precision: str, held: list[Mapped]
+    ) -> ov.Model:
+        """The graph as it will be compiled; ``held`` gets the files that its weights are in."""
         path = _graph_file(folder)
         with _as_model_error(path):
-            model = self.core.read_model(path)
+            model = self._open(path, held)
             _take_fractions(model)
             if rows is not None:
                 _append(model, rows, path)
             model.reshape({port: _static(port, shapes) for port in model.inputs})
-            return rewrites.edited(model, edits)
+            model = rewrites.edited(model, edits)
+            if WEIGHTS in edits.exact and self.device == "cpu":
+                model, home = weights.settle(model, precision, compiled.scratch)
+                held += [home] if home else []
+            return model
+
+    def _open(self, path: Path, held: list[Mapped]) -> ov.Model:
+        stored = path.with_suffix(".bin")
+        if self.device != "cpu" or path.suffix != ".xml" or not stored.is_file() or not stored.stat().st_size:
+            return self.core.read_model(path)
+        with stored.open("rb") as file:
+            held.append(mapped.whole(file))
+        return self.core.read_model(path.read_text(encoding="utf-8"), ov.Tensor(held[-1].bytes, shared_memory=True))
 
     def _compile(self, model: ov.Model, properties: Mapping[str, Any], folder: Path) -> ov.CompiledModel:
         with _as_model_error(folder):
@@ -168,14 +199,14 @@ class OpenVINOModel:
         *,
         cached: str,
         flop: Flop | None,
-        blob: compiled.Blob | None = None,
+        held: Sequence[Mapped] = (),
     ) -> None:
         self.cache, self.flop = cached, flop
         self._outputs = outputs
         self.inputs = {name: _port(port) for name, port in zip(inputs, runs.inputs, strict=True)}
         self.precision = _precision(runs)
         self._runs, self._request = runs, runs.create_infer_request()
-        self._blob = blob  # OpenVINO uses it in place and does not hold it
+        self._held = held  # OpenVINO uses it in place and does not hold it
 
     @property
     def device(self) -> str:
@@ -253,7 +284,7 @@ def _precision(runs: ov.CompiledModel) -> str:
 def _as_model_error(path: Path) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeError) as error:  # of the latter, a name of a folder that is no UTF-8
         raise ModelError(f"{path}: OpenVINO cannot use it: {str(error).strip().splitlines()[-1]}") from error
 
 

@@ -19,10 +19,9 @@ from ovenbird.errors import ModelError
 
 Output = Any
 Node = Any
-
-# After nearest upsampling the three rows of a kernel meet two rows of the small picture: which row meets which, for an
-# odd row of the large picture and for the even one after it.
-MEETS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
+REAL = (ov.Type.f32, ov.Type.f16)
+WHOLE = (*REAL, ov.Type.i8, ov.Type.u8)
+"""What numpy shows as it is: bf16 it would show as f16, and four bits not one by one."""
 
 
 def edited(model: ov.Model, edits: Edits) -> ov.Model:
@@ -40,8 +39,9 @@ def edited(model: ov.Model, edits: Edits) -> ov.Model:
             "unet: it has no self-attention over 2x2 cells that could be averaged",
             hint="sides that are multiples of 16 give such cells; or leave out --pool-attention",
         )
-    for name in edits.exact:
-        REWRITES[name](model)
+    for name, rewrite in REWRITES.items():
+        if name in edits.exact:
+            rewrite(model)
     model.validate_nodes_and_infer_types()
     return model
 
@@ -77,7 +77,7 @@ def upsample_by_convolution(model: ov.Model) -> int:
         if len(users) != 1 or users[0].get_index() != 0 or not _doubles(resize):
             continue
         node = users[0].get_node()
-        kernel = _numbers(node.input_value(1)) if _is_plain_3x3(node) else None
+        kernel = numbers(node.input_value(1)) if _is_plain_3x3(node) else None
         if kernel is None:
             continue
         larger = _convolved_larger(resize.input_value(0), kernel.astype(np.float32))
@@ -89,13 +89,23 @@ def upsample_by_convolution(model: ov.Model) -> int:
 
 def _convolved_larger(small: Output, kernel: NDArray[np.float32]) -> Node:
     """(N, C, H, W) -> (N, D, 2H, 2W); the kernel is (D, C, 3, 3)."""
-    summed = np.einsum("auk,dckl,bvl->dabcuv", MEETS, kernel, MEETS, optimize=True)
-    weights = ops.constant(np.ascontiguousarray(summed.reshape(-1, kernel.shape[1], 2, 2)))
+    summed = _meeting(_meeting(kernel, 2), 4)  # (D, C, a, u, b, v)
+    weights = ops.constant(summed.transpose(0, 2, 4, 1, 3, 5).reshape(-1, kernel.shape[1], 2, 2))
     # Between the pixels of the small picture, and around it, lie (H + 1) (W + 1) windows of four.  Each knows the 2x2
     # pixels of the large one that lie there, which is one row and one column too many at every side.
     windows = ops.convolution(small, weights, [1, 1], [1, 1], [1, 1], [1, 1])
     spread = ops.depth_to_space(windows, "depth_first", 2)
     return ops.slice(spread, *(np.array(value) for value in ([1, 1], [-1, -1], [1, 1], [2, 3])))
+
+
+def _meeting(kernel: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """The three rows of a kernel along an axis, summed as they meet two rows of the small picture: along two axes.
+
+    For an odd row of the large picture the first two meet one and the last the other; for the even row after it the
+    first meets one, and the last two the other.
+    """
+    first, second, third = np.moveaxis(kernel, axis, 0)
+    return np.stack([np.stack([first + second, third], axis), np.stack([first, second + third], axis)], axis)
 
 
 def pool_keys(model: ov.Model) -> int:
@@ -125,7 +135,7 @@ def pool_keys(model: ov.Model) -> int:
 
 
 REWRITES: Mapping[str, Callable[[ov.Model], int]] = {"gates": split_gates, "upsampling": upsample_by_convolution}
-"""By the names in ``EXACT``."""
+"""By their names in ``EXACT``; that of weights is made at the very end, for an arithmetic."""
 
 
 def keep_deep(model: ov.Model, depth: int) -> None:
@@ -177,15 +187,15 @@ def _unrounded(port: Any) -> Any:
     return node.input(0) if node.get_type_name() == "FakeQuantize" else port
 
 
-def _numbers(output: Output) -> NDArray[Any] | None:
-    """A constant, or one that is stored in half and widened."""
+def numbers(output: Output) -> NDArray[Any] | None:
+    """A constant, or one that is stored in half and widened; None of others, and of types that numpy has not."""
     node = output.get_node()
     while node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
-    if node.get_type_name() != "Constant" or not node.get_element_type().is_real():
+    if node.get_type_name() != "Constant" or node.get_element_type() not in REAL:
         return None
-    numbers: NDArray[Any] = node.data
-    return numbers
+    found: NDArray[Any] = node.data
+    return found
 
 
 def _starts_at_zero(cut: Node) -> bool:
@@ -232,6 +242,8 @@ def _cut(output: Output, axis: int) -> list[Output]:
     node = output.get_node()
     kind = node.get_type_name()
     if kind == "Constant":
+        if node.get_element_type() not in WHOLE:
+            raise NotImplementedError(node.get_element_type())
         if len(node.shape) < -axis or node.shape[axis] == 1:
             return [output, output]
         return [ops.constant(np.ascontiguousarray(half)).output(0) for half in np.split(node.data, 2, axis)]

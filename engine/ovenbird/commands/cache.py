@@ -12,14 +12,20 @@ import click
 from ovenbird import compiled
 from ovenbird.compiled import Entry
 from ovenbird.errors import ResourceError
-from ovenbird.sizes import show_size
+from ovenbird.pages import JSON, QUIET, Page
+from ovenbird.sizes import counted, show_size
 
 COLUMNS = ("model", "component", "shapes", "device", "runtime", "size", "last used")
 
 
-@click.command()
+@click.command(
+    cls=Page,
+    short_help="List, or remove, the compiled models on the disk.",
+    examples=("ovenbird cache", "ovenbird cache --json", "ovenbird cache --clear"),
+)
 @click.option("--clear", is_flag=True, help="Remove them; downloads and whatever else lies in the folder stay.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@JSON
+@QUIET
 def cache(clear: bool, as_json: bool) -> None:
     """List the compiled models that are kept on the disk, the one that was used last first.
 
@@ -34,19 +40,20 @@ def _listed() -> tuple[dict[str, Any], str]:
     limit, entries = compiled.limit(), compiled.entries()
     size = sum(entry.size for entry in entries)
     told = {"limit_bytes": limit, "bytes": size, "entries": [_facts(entry) for entry in entries]}
-    total = f"{_count(len(entries))}, {show_size(size)} of {show_size(limit)} ({compiled.LIMIT})"
+    total = f"{counted(len(entries), 'compiled model')}, {show_size(size)} of {show_size(limit)} ({compiled.LIMIT})"
     rows = [COLUMNS, *(_row(entry) for entry in entries)] if entries else []
     return told, "\n".join([str(compiled.folder() or "nothing is kept: there is no home folder"), *table(rows), total])
 
 
 def _cleared() -> tuple[dict[str, Any], str]:
     found = compiled.clear()
+    gone = counted(found.removed, "compiled model")
     if found.left:
         raise ResourceError(
-            f"{_count(found.removed)} removed, {found.left} not: in use, or not yours to remove",
+            f"{gone} removed, {found.left} not: in use, or not yours to remove",
             hint=f"see {compiled.folder()}",
         )
-    return found._asdict(), f"{_count(found.removed)} removed, {show_size(found.size)}; everything else stays"
+    return found._asdict(), f"{gone} removed, {show_size(found.size)}; everything else stays"
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
@@ -69,7 +76,3 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines, with cells below one another."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _count(number: int) -> str:
-    return f"{number} compiled model{'' if number == 1 else 's'}"

@@ -23,9 +23,12 @@ from ovenbird.commands.options import (
     timings_since_start,
 )
 from ovenbird.errors import RequestError
+from ovenbird.metadata import check_room
+from ovenbird.pages import Page, under
 
 MAX_SCALE = 8.0
-GIVEN = (
+GIVEN = under(
+    "What it becomes",
     click.argument("picture", type=PATH),
     click.option("--scale", type=float, default=2.0, help="How much larger, above 1."),
     click.option("--prompt", default="", help="What the picture shows."),
@@ -38,13 +41,22 @@ GIVEN = (
 )
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(
+    cls=Page,
+    short_help="Enlarge a picture and make its details anew.",
+    context_settings={"show_default": True},
+    examples=(
+        "ovenbird upscale photo.jpg",
+        'ovenbird upscale photo.jpg --scale 3 --prompt "a harbour at noon" --strength 0.4 --output big.png',
+    ),
+)
 @options(GIVEN, WORDS, WHERE, SAMPLING, SIZES, RUNNING)
 def upscale(**typed: Any) -> None:
     """Enlarge PICTURE (PNG, JPEG or WebP) and make its details anew."""
     timings = timings_since_start()
     request = request_of(typed, **_larger(typed["picture"], typed["scale"]))
     paths = outputs(typed["output"], 1, typed["overwrite"])
+    check_room(paths[0], typed["prompt"], typed["negative_prompt"])
     pipeline = pipeline_of(typed, timings, keep=bool(typed["preview_every"]))
     request = replace(request, tile_size=request.tile_size or pipeline.bundle.default_size)
     draw(pipeline, [request.settled(pipeline.bundle.default_size)], paths, typed)

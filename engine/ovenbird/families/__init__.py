@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +15,13 @@ from ovenbird.denoiser import Conditioning, rows
 from ovenbird.embeddings import NO_EMBEDDINGS, Embeddings, Wanted
 from ovenbird.errors import RequestError
 from ovenbird.families import sd, sdxl
-from ovenbird.families.texts import Encoders
+from ovenbird.families.texts import Encoders, check_length
 from ovenbird.noise import slerp
 from ovenbird.request import CONDITIONS, Request
+from ovenbird.text import checked_tokenizer, vocabulary
+
+ROWS = 49408
+"""Tokens that a text encoder knows whose config is missing: those of CLIP."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,33 @@ def read_embeddings(bundle: Bundle, wanted: Wanted) -> Embeddings:
     return Embeddings.open(bundle, FAMILIES[bundle.family].vectors, wanted)
 
 
-def check(bundle: Bundle, wish: Request) -> None:
-    """Raises ``RequestError`` for what the model's text encoders cannot do; nothing is compiled."""
+def with_tokenizer(bundle: Bundle, folder: Path) -> Bundle:
+    """The model with the words of another tokenizer; for a family with two, ``tokenizer`` and ``tokenizer_2`` in it.
+
+    Raises ``RequestError`` where it does not fit the text encoders, ``ModelError`` where it cannot be read.
+    """
+    changed = replace(bundle, words=checked_tokenizer(folder))
+    for component in FAMILIES[bundle.family].vectors.values():
+        part = component.removeprefix("text_encoder")
+        if part and changed.tokenizer(part) == folder:
+            raise RequestError(f"tokenizer: {folder} has no tokenizer{part}, and {bundle.name} has two tokenizers")
+        rows = int(bundle.config(component).get("vocab_size", ROWS))
+        found = max(vocabulary(changed.tokenizer(part)).values())
+        if found >= rows:
+            raise RequestError(
+                f"tokenizer: {folder} counts to {found}, and the {component} of {bundle.name} knows {rows} tokens",
+                hint="it was made for another model: leave it out",
+            )
+    return changed
+
+
+def check(bundle: Bundle, wish: Request, embeddings: Embeddings = NO_EMBEDDINGS) -> None:
+    """Raises ``RequestError`` for what the model's text encoders cannot do; nothing is compiled.
+
+    Warns of a negative prompt that nothing comes of.
+    """
     _check_conditions(bundle, wish)
+    _check_texts(bundle, wish, embeddings)
     deepest = FAMILIES[bundle.family].deepest_skip(bundle) if wish.clip_skip else 0
     if wish.clip_skip > deepest:
         able = f"can leave out {deepest}" if deepest else "gives nothing but what its last layer makes"
@@ -56,6 +86,17 @@ def check(bundle: Bundle, wish: Request) -> None:
             f"clip_skip: {wish.clip_skip} is too many: a text encoder of {bundle.name} {able}",
             hint=f"the nearest is {deepest}{again}",
         )
+
+
+def _check_texts(bundle: Bundle, wish: Request, embeddings: Embeddings) -> None:
+    guided = guides(bundle, wish)
+    if not guided and any(wish.negative_prompt):
+        why = "guidance_scale is not above 1" if wish.guidance_scale <= 1 else f"{bundle.name} has learned guidance"
+        warnings.warn(f"negative_prompt: it has no effect, for {why}", stacklevel=4)
+    if wish.strict:
+        parts = [name.removeprefix("text_encoder") for name in FAMILIES[bundle.family].vectors.values()]
+        prompts = [text for single in wish.singles() for text in (single.texts if guided else single.texts[1:])]
+        check_length(bundle, parts, list(dict.fromkeys(prompts)), wish, embeddings)
 
 
 def _check_conditions(bundle: Bundle, wish: Request) -> None:

@@ -31,9 +31,9 @@ def deepest_skip(bundle: Bundle) -> int:
 def condition(bundle: Bundle, encoders: Encoders, wish: Request, guide: bool, embeddings: Embeddings) -> Conditioning:
     """``encoder_hidden_states`` (N, 77 a chunk, D1 + D2), ``text_embeds`` (N, P), ``time_ids`` (N, 6); a row a text.
 
-    Without a negative prompt its half is all zeros where ``model_index.json`` says so, as the model was trained.
+    Without a negative prompt its half is all zeros, as the model was trained, unless ``model_index.json`` says no.
     """
-    zeros = not wish.texts[0] and bool(bundle.index.get("force_zeros_for_empty_prompt"))
+    zeros = not wish.texts[0] and bool(bundle.index.get("force_zeros_for_empty_prompt", True))
     prompts = wish.texts if guide and not zeros else wish.texts[1:]
     tokens = read(bundle, PARTS, prompts, wish, embeddings)
     # In diffusers, too, the negative prompt goes through every layer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 from ovenbird.backends import Arrays
 from ovenbird.bundle import Bundle
 from ovenbird.embeddings import Embeddings
-from ovenbird.errors import NumericError
+from ovenbird.errors import NumericError, RequestError
 from ovenbird.request import Request
-from ovenbird.text import PromptTokenizer, Tokens, Weights, tokenize
+from ovenbird.text import CutOff, PromptTokenizer, Tokens, Weights, tokenize
 
 Encoder = Callable[[Arrays], Arrays]
 Encoders = Callable[[str], Encoder]
@@ -27,11 +28,22 @@ def read(
 
     A part is how the names of tokenizer and text encoder end.
     """
-    opened = [
-        PromptTokenizer.open(bundle.path / f"tokenizer{part}", embeddings.tokens(f"text_encoder{part}"))
-        for part in parts
-    ]
+    opened = [PromptTokenizer.open(bundle.tokenizer(part), embeddings.tokens(f"text_encoder{part}")) for part in parts]
     return tokenize(opened, prompts, wish.prompt_syntax)
+
+
+def check_length(
+    bundle: Bundle, parts: Sequence[str], prompts: Sequence[str], wish: Request, embeddings: Embeddings
+) -> None:
+    """Raises ``RequestError`` if one of these is longer than what would be read of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", CutOff)
+        try:
+            read(bundle, parts, prompts, wish, embeddings)
+        except CutOff as lost:
+            hint = "make it shorter" + (", or take --prompt-syntax webui" if wish.prompt_syntax == "plain" else "")
+            raise RequestError(f"prompt: {str(lost).replace('was cut', 'would be cut', 1)}", hint=hint) from None
 
 
 def encode(encoder: Encoder, tokens: Tokens) -> Iterator[Arrays]:
