@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pytest
 
 from ovenbird.backends import BACKENDS, Backend, create
 from ovenbird.backends.devices import parse
+from ovenbird.backends.openvino import core
 from ovenbird.errors import ModelError, RequestError, ResourceError
 from ovenbird.timing import Flop
 
@@ -356,10 +359,8 @@ class FakeCore:
     capabilities: ClassVar = {"CPU": ["FP32", "BF16"], "GPU.1": ["FP32", "FP16"], "NPU": ["FP16"]}
 
     def __init__(self) -> None:
-        import openvino
-
         self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.core = _CORE or openvino.Core()
+        self.core = core()
 
     def get_property(self, device: str, name: str) -> Any:
         return f"a {device}" if name == "FULL_DEVICE_NAME" else self.capabilities[device]
@@ -372,15 +373,9 @@ class FakeCore:
         return self.core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-_CORE: Any = None
-
-
 @pytest.fixture
 def _many_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    import openvino
-
-    monkeypatch.setattr(sys.modules[__name__], "_CORE", openvino.Core())
-    monkeypatch.setattr(openvino, "Core", FakeCore)
+    monkeypatch.setattr("ovenbird.backends.openvino.core", FakeCore)
 
 
 @pytest.mark.usefixtures("_many_devices")
@@ -419,3 +414,21 @@ def test_what_hands_work_on_says_who_did_it(graph: Path, device: str, cached: st
         assert (backend.device, model.device, model.precision) == (device.lower(), "cpu", "f32")
         np.testing.assert_array_equal(model(inputs)["y"], [[19, 23, 27]])
         assert number == 0 or model.cache == cached
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are not sent there")
+def test_e9_ctrl_c_after_two_runtimes_came_and_went_is_no_crash() -> None:
+    script = """
+import os, signal, time
+from ovenbird.backends import create
+signal.signal(signal.SIGINT, signal.default_int_handler)
+first, second = create("openvino"), create("openvino")
+del first, second
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr

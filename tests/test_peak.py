@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from ovenbird import Pipeline, Request, cache, machine
 from ovenbird.backends import arithmetic, peak
+from ovenbird.backends.openvino import core
 from ovenbird.cli import main
 from ovenbird.timing import Peak
 
@@ -114,12 +115,10 @@ def test_it_is_measured_with_the_runtimes_own_kernels(monkeypatch: pytest.Monkey
 @pytest.mark.skipif("avx2" not in machine.instruction_sets(), reason="elsewhere kernels have other names")
 @pytest.mark.parametrize("model", [peak.products, peak.convolutions])
 def test_eight_bits_run_in_eight_bits(model: Any) -> None:
-    import openvino as ov
-
     graph = model("int8", 1)
     flop = arithmetic.flop(graph)
     assert flop and flop.int8 == flop.total > 1e9
-    request = ov.Core().compile_model(graph, "CPU", {"PERF_COUNT": True}).create_infer_request()
+    request = core().compile_model(graph, "CPU", {"PERF_COUNT": True}).create_infer_request()
     request.infer()
     kinds = [
         node.exec_type.lower()

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from ovenbird.backends import DEEP, EXACT, Edits, create, rewrites
+from ovenbird.backends.openvino import core
 from ovenbird.errors import ModelError, RequestError
 
 Array = NDArray[np.float32]
-CORE = ov.Core()
 RNG = np.random.default_rng(3)
 
 
@@ -25,7 +25,7 @@ def numbers(*shape: int) -> Array:
 
 
 def run(model: ov.Model, *inputs: Array) -> list[Array]:
-    runs = CORE.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    runs = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [np.array(output) for output in runs(list(inputs)).values()]
 
 
@@ -203,7 +203,7 @@ def test_each_exact_edit_of_nestling_only_rounds(
 
 @pytest.mark.parametrize(("component", "name", "places"), [("unet", "gates", 7), ("unet", "upsampling", 2)])
 def test_exact_edits_find_their_places(nestling: Path, component: str, name: str, places: int) -> None:
-    model = CORE.read_model(nestling / "fp16" / component / "openvino_model.xml")
+    model = core().read_model(nestling / "fp16" / component / "openvino_model.xml")
     model.reshape({port: [2, *(4, 16, 16)] for port in model.inputs if "sample" in port.get_names()})
     assert rewrites.REWRITES[name](model) == places
 

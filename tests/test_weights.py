@@ -14,6 +14,7 @@ from openvino import opset13 as ops
 
 from ovenbird import compiled, mapped
 from ovenbird.backends import Edits, create
+from ovenbird.backends.openvino import core
 from ovenbird.backends.weights import _as_bf16, settle
 from ovenbird.mapped import Mapped
 
@@ -74,8 +75,7 @@ def test_the_numbers_are_those_of_the_graph_as_it_was(precision: str) -> None:
     timesteps = RNG.uniform(0, 999, (2, 6)).astype(np.float32)
 
     def run(model: ov.Model) -> NDArray[Any]:
-        core = ov.Core()
-        runs = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        runs = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return np.array(runs([timesteps])[0])
 
     wanted = run(graph(half(KERNEL)))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -41,13 +42,23 @@ from ovenbird.mapped import Mapped
 from ovenbird.timing import Flop
 
 
+@cache
+def core() -> ov.Core:
+    """The only one of this process.
+
+    A processor's plugin gives signals a stack of its own, and takes it away when it goes.  Where two were there and the
+    first goes first, signals are left with none: the next Ctrl-C ends in a segmentation fault (OpenVINO 2026.4).
+    """
+    return ov.Core()
+
+
 class OpenVINO:
     """The OpenVINO runtime on a device by OpenVINO's own name: ``cpu``, ``gpu.1``, ``npu``, ``auto:gpu,cpu``."""
 
     name = "openvino"
 
     def __init__(self, device: str = "cpu", threads: int | None = None, allow_foreign: bool = False) -> None:
-        self.core = ov.Core()
+        self.core = core()
         self.version = ov.get_version().split("-")[0]
         self.device = device.lower()
         self._device = parse(device, self.core.available_devices)

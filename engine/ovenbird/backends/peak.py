@@ -14,6 +14,7 @@ from openvino import opset13 as ops
 
 from ovenbird import cache, machine
 from ovenbird.backends import arithmetic
+from ovenbird.backends.openvino import core
 from ovenbird.timing import INT8, Peak
 
 KINDS = ("f32", "bf16", "f16", INT8)
@@ -98,12 +99,12 @@ def _rates(kind: str, threads: int) -> Iterator[float]:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
     }
-    core, draw = ov.Core(), np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     runs = []
     for model in (products(kind, threads), convolutions(kind, threads)):
         flop = arithmetic.flop(model)
         assert flop
-        request = core.compile_model(model, "CPU", properties).create_infer_request()
+        request = core().compile_model(model, "CPU", properties).create_infer_request()
         # Zeros would let a processor run faster than numbers do.
         request.set_input_tensor(ov.Tensor(draw.random(model.input(0).shape, np.float32)))
         request.infer()  # the first call is slower
