@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """No test reads or fills the user's cache; one is shared by the whole run, so that compiling is paid once."""
     monkeypatch.setenv("OVENBIRD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     yield
+
+
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    """As in a terminal; shells start jobs in the background without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -549,6 +549,7 @@ def test_a_large_model_is_not_copied_through_memory(tmp_path: Path) -> None:
     assert writing - plain < 48 and reading - plain < 32
 
 
+@pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_while_a_model_is_kept_is_not_lost(home: Path) -> None:
     import _thread
 

@@ -140,6 +140,8 @@ ELSEWHERE = {
     "error: unet: the latents are not finite after step # of Euler": "tests/test_pipeline.py",
     "error: onnxruntime is not installed": "tests/test_backends.py",
     'hint: pip install "ovenbird[onnx]"': "tests/test_backends.py",
+    "warning: preset fast, which would have int#, takes fp#: "
+    "int# is slow without any of amx_int#, avx#_vnni, avx_vnni": "tests/test_choosing.py",
     "warning: the cache /proc/x cannot be written (No such file or directory); going on without it": "test_cache.py",
 }
 """Printed lines that other tests provoke."""
@@ -156,6 +158,7 @@ def test_troubleshooting_quotes_what_is_printed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
     monkeypatch.setattr("ovenbird.transfer.BACKOFF_S", 0.0)
+    monkeypatch.setattr("ovenbird.machine.instruction_sets", lambda: ["avx512_vnni"])
     (tmp_path / "notmodel").mkdir()
     (tmp_path / "a.png").touch()
     shutil.copytree(nestling / "fp16", tmp_path / "damaged")

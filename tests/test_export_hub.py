@@ -496,9 +496,8 @@ def test_a_cache_that_cannot_be_written(hub: FakeHub, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are not sent there")
+@pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_stops_at_once_and_keeps_what_came(hub: FakeHub, files: dict[str, bytes], tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
-
     def interrupt(handler: fake_hub.Handler, body: bytes) -> None:
         fake_hub.cut(70_000)(handler, body)
         while arrived(tmp_path) < 70_000:
@@ -507,10 +506,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_came(hub: FakeHub, files: dict[str,
         hub.stopping.wait(20)
 
     hub.faults[UNET] = [interrupt]
-    try:
-        error = refused(Cancelled, "was stopped")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    error = refused(Cancelled, "was stopped")
     assert error.hint is not None and "goes on" in error.hint
     assert_complete(download(REPO), files)
     assert hub.ranges(UNET) == [None, "bytes=70000-"]

@@ -271,19 +271,28 @@ line = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 @given(
     prompt=line,
     negative_prompt=line,
-    sampler=st.sampled_from(["Euler", "DPM++ 2M Karras"]),
+    sampler=st.sampled_from(["Euler", "DPM++ 2M Karras", "DDIM"]),
     syntax=st.sampled_from(["plain", "webui"]),
     guidance_scale=st.floats(0, 100),
     strength=st.none() | SHARES,
+    clip_skip=st.integers(0, 11),
+    eta=SHARES,
 )
 def test_the_settings_are_one_line_and_the_last(
-    prompt: str, negative_prompt: str, sampler: str, syntax: str, guidance_scale: float, strength: float | None
+    prompt: str,
+    negative_prompt: str,
+    sampler: str,
+    syntax: str,
+    guidance_scale: float,
+    strength: float | None,
+    clip_skip: int,
+    eta: float,
 ) -> None:
     facts = {
         **{"prompt": prompt, "negative_prompt": negative_prompt, "prompt_syntax": syntax, "sampler": sampler},
         **{"num_inference_steps": 2, "seed": 2**64 - 1, "width": 64, "height": 72, "model": "m", "ovenbird": "0"},
         **{"guidance_scale": guidance_scale, "strength": strength, "variation_seed": 1, "variation_strength": 0.5},
-        "hires_scale": None,
+        **{"hires_scale": None, "clip_skip": clip_skip, "eta": eta},
     }
     written = parameters(facts)
     *words, last = written.split("\n")
@@ -291,6 +300,8 @@ def test_the_settings_are_one_line_and_the_last(
     pairs = dict(pair.split(": ", 1) for pair in last.split(", "))
     assert pairs["Seed"] == str(2**64 - 1)
     assert pairs["Size"] == "64x72"
+    assert pairs.get("Clip skip") == (str(clip_skip + 1) if clip_skip else None)
+    assert ("Eta DDIM" in pairs) == (sampler == "DDIM" and eta > 0)
     assert math.isclose(float(pairs["CFG scale"]), guidance_scale, rel_tol=1e-5)
     said = escape(prompt) if syntax == "plain" else prompt
     assert "\n".join(words).startswith(said)
