@@ -108,6 +108,21 @@ def test_a_processor_is_quick_at_eight_bits_as_far_as_its_limit_lets_it(
     assert machine.quick_at_eight_bits() == expected
 
 
+@pytest.mark.parametrize(
+    ("processor", "flags", "expected"),
+    [("x86_64", PLAIN, True), ("AMD64", [], True), ("x86_64", VNNI, False), ("aarch64", ["asimd"], False)],
+)
+def test_sums_of_eight_bits_overflow_on_older_x86_processors(
+    processor: str, flags: list[str], expected: bool, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "instruction_sets", lambda: flags)
+    monkeypatch.setattr("platform.machine", lambda: processor)
+    assert machine.overflows_at_eight_bits() == expected
+    weights = Pipeline.open(model, precision="int8").report().weights
+    assert weights == ("int8 (7 bits here)" if expected else "int8")
+    assert Pipeline.open(model, precision="fp16").report().weights == "fp16"
+
+
 SLOW_TEXT = "int8 is slow without any of amx_int8, avx512_vnni, avx_vnni"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-from ovenbird import compiled, mapped
+from ovenbird import compiled, machine, mapped
 from ovenbird.backends import Edits, create
 from ovenbird.backends.openvino import core
-from ovenbird.backends.weights import _as_bf16, settle
+from ovenbird.backends.weights import _as_bf16, narrow, settle
 from ovenbird.mapped import Mapped
 
 RNG = np.random.default_rng(5)
@@ -101,6 +104,53 @@ def test_halves_become_f32_and_nothing_else_changes() -> None:
 def test_weights_in_eight_bits_stay(weights: Any) -> None:
     model = graph(weights)
     assert settle(model, "bf16", in_memory) == (model, None)
+
+
+def eighths(weights: Any) -> Any:
+    """What is rounded to eight bits, times weights that are stored so; 64 numbers in all."""
+    ends = (ops.constant(np.float32(end)) for end in (0, 1, 0, 1))
+    x = ops.parameter([1, 64], np.float32, name="x")
+    made = ops.matmul(ops.fake_quantize(x, *ends, 256), weights, False, True)
+    made.output(0).set_names({"y"})
+    return ov.Model([made], [x], "eighths")
+
+
+def loud() -> Any:
+    stored = np.where(np.arange(64)[:, None] % 2, 127, -101).astype(np.int8) * np.ones((1, 64), np.int8)
+    return ops.multiply(ops.convert(ops.constant(stored), np.float32), ops.constant(np.full((64, 1), 0.01, np.float32)))
+
+
+def test_weights_in_eight_bits_are_rounded_to_seven_where_sums_would_overflow() -> None:
+    model = eighths(loud())
+    home = narrow(model, in_memory)
+    assert home is not None
+    [stored] = [op.data for op in model.get_ops() if op.get_type_name() == "Constant" and op.data.dtype == np.int8]
+    assert np.unique(stored).tolist() == [-50, 64]  # halves go to the even ones
+    assert narrow(graph(half(KERNEL)), in_memory) is None
+    floats = ov.Model([ops.matmul(x := ops.parameter([1, 64], np.float32), loud(), False, True)], [x], "weights only")
+    assert narrow(floats, in_memory) is None
+
+
+@pytest.mark.skipif("avx2" not in machine.instruction_sets(), reason="the limit is one of x86 processors")
+def test_eight_bits_do_not_overflow_on_a_processor_without_instructions_for_them(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    ov.save_model(eighths(loud()), tmp_path / "unet" / "openvino_model.xml", compress_to_fp16=False)
+    script = """
+import sys
+from pathlib import Path
+import numpy as np
+from ovenbird.backends import create
+from ovenbird.machine import overflows_at_eight_bits
+assert overflows_at_eight_bits()
+model = create("openvino").compile(Path(sys.argv[1]), {}, precision="f32", cache_key=None)
+found = model({"x": np.ones((1, 64), np.float32)})["y"]
+np.testing.assert_allclose(found, np.tile([-64.64, 81.28], 32)[None], rtol=0.015)
+"""
+    limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "unet")], env=limited, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_takes_float32_alone_stays() -> None:

@@ -75,6 +75,14 @@ def quick_at_eight_bits() -> str | None:
     return next((name for name in instruction_sets() if name in allowed), None)
 
 
+def overflows_at_eight_bits() -> bool:
+    """Whether two products of eight bits are summed in sixteen, where large ones are cut off.
+
+    So do x86 processors (``vpmaddubsw``) without instructions that are quick at it; so may those that do not say.
+    """
+    return quick_at_eight_bits() is None and platform.machine().lower() in ("x86_64", "amd64")
+
+
 def leaves_bf16() -> bool:
     """Whether oneDNN may use instructions for bf16, if the processor has them."""
     return isa_limit() not in WITHOUT_BF16

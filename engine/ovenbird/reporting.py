@@ -46,7 +46,7 @@ def report(pipeline: Pipeline, *, measured: bool) -> TimingReport:
         device=pipeline.backend.device,
         devices={name: each.device for name, each in ran.items()},
         precision={name: each.precision for name, each in ran.items()},
-        weights=pipeline.bundle.precision,
+        weights=_weights(pipeline),
         chosen=pipeline.chosen,
         threads=pipeline.backend.threads,
         cpu=machine.cpu_name(),
@@ -61,6 +61,14 @@ def report(pipeline: Pipeline, *, measured: bool) -> TimingReport:
         safety_checker=pipeline.safety_checker.state,
         reached=_reached(pipeline, measured),  # last: what measuring takes is not the run's
     )
+
+
+def _weights(pipeline: Pipeline) -> str:
+    """As they are stored, and what becomes of them on processors where sums in eight bits would overflow."""
+    stored, runtime = pipeline.bundle.precision, pipeline.backend
+    if (stored, runtime.name, runtime.device) == ("int8", "openvino", "cpu") and machine.overflows_at_eight_bits():
+        return "int8 (7 bits here)"
+    return stored
 
 
 def _reached(pipeline: Pipeline, measured: bool) -> dict[str, Reached]:

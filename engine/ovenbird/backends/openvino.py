@@ -37,7 +37,7 @@ from ovenbird.backends.admission import admit, hashed
 from ovenbird.backends.devices import parse
 from ovenbird.bundle import MANIFEST, read_json
 from ovenbird.errors import ModelError, RequestError
-from ovenbird.machine import instruction_sets, isa_limit, leaves_bf16, usable_cores
+from ovenbird.machine import instruction_sets, isa_limit, leaves_bf16, overflows_at_eight_bits, usable_cores
 from ovenbird.mapped import Mapped
 from ovenbird.timing import Flop
 
@@ -152,6 +152,7 @@ class OpenVINO:
             "rows": rows and rows.digest,
             "edits": asdict(edits),
             "isa_limit": isa_limit(),
+            "overflows": overflows_at_eight_bits(),
         }
 
     def _load(self, facts: Mapping[str, Any], properties: Mapping[str, Any]) -> OpenVINOModel | None:
@@ -180,6 +181,9 @@ class OpenVINO:
             if rows is not None:
                 _append(model, rows, path)
             model.reshape({port: _static(port, shapes) for port in model.inputs})
+            if "CPU" in self._device.members and overflows_at_eight_bits():
+                home = weights.narrow(model, compiled.scratch)
+                held += [home] if home else []
             model = rewrites.edited(model, edits)
             if WEIGHTS in edits.exact and self.device == "cpu":
                 model, home = weights.settle(model, precision, compiled.scratch)
