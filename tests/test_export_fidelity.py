@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from ovenbird_export import fidelity
+from ovenbird.errors import NumericError
+from ovenbird_export import fidelity, proof
+from ovenbird_export.precisions import PRECISIONS
 
 
 def picture(seed: int) -> np.ndarray:
@@ -43,3 +48,16 @@ def test_the_worst_prompt_counts() -> None:
     assert found["psnr_db"] == pytest.approx(20 * np.log10(255 / 3))
     with pytest.raises(ValueError, match="zip"):
         fidelity.compare([run(0)], [run(0), run(0)])
+
+
+@pytest.mark.parametrize(("precision", "calibrated"), [("int8", True), ("fp16", False)])
+def test_pictures_under_the_gate_are_refused_with_what_may_help(
+    precision: str, calibrated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "_draw", lambda *_: [fidelity.Run(np.zeros((1, 4, 2, 2), np.float32), picture(1))])
+    job: Any = SimpleNamespace(precisions=(PRECISIONS[precision],), runtimes=("openvino",))
+    with pytest.raises(NumericError, match=rf"^{precision} on openvino: pictures have \d+\.\d dB") as caught:
+        proof.prove_pictures(job, [fidelity.Run(np.ones((1, 4, 2, 2), np.float32), picture(2))])
+    assert ("--calibration FILE" in str(caught.value.hint)) == calibrated
+    same = [fidelity.Run(np.ones((1, 4, 2, 2), np.float32), picture(1))]
+    assert proof.prove_pictures(job, same)[precision]["openvino"]["psnr_db"] == fidelity.LARGEST_PSNR

@@ -30,6 +30,9 @@ A point is 20 of the 1,977 answers that nestling gives, three standard errors of
 loss.
 """
 
+ADDED_UP = "every component passed alone, so errors add up on the way"
+MEASURED_ELSEWHERE = "; take --calibration FILE with prompts of the model's own kind"
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -107,7 +110,7 @@ def prove_pictures(job: Job, expected: Sequence[Run]) -> dict[str, dict[str, dic
                 raise NumericError(
                     f"{precision.name} on {runtime}: pictures have {found['psnr_db']:.1f} dB against float32; "
                     f"the gate is {precision.psnr_db:g}",
-                    hint="every component passed alone, so errors add up on the way",
+                    hint=ADDED_UP + (MEASURED_ELSEWHERE if precision.quantised else ""),
                 )
     return figures
 
