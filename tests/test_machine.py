@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from ovenbird import machine
 
 GIB = 1 << 30
+BUSY = f"'{sys.executable}' -c 'import time\nwhile time.process_time() < 1: pass'"
 
 
 @pytest.fixture
@@ -104,3 +106,12 @@ def test_a_limit_may_hide_bf16(limit: str, left: bool, monkeypatch: pytest.Monke
         from ovenbird.backends import create
 
         assert create("openvino").best_precision("fp16") == "f32"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="where Linux tells it")
+@pytest.mark.parametrize(("before", "known"), [("true", True), (BUSY, False)])
+def test_a_process_that_was_a_shell_before_does_not_know_when_it_began(before: str, known: bool) -> None:
+    """Dash and bash end by becoming the last program."""
+    said = "from ovenbird.machine import seconds_since_process_start as s; print(s() is not None)"
+    shell = ["sh", "-c", f"{before} && exec '{sys.executable}' -c '{said}'"]
+    assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == f"{known}\n"

@@ -179,10 +179,17 @@ def _group_folders() -> Iterator[tuple[Path, str, str, str]]:
 
 
 def seconds_since_process_start() -> float | None:
-    """Seconds since the kernel made this process, or None where it cannot be read."""
+    """Seconds since the kernel made this process, or None where it cannot be read.
+
+    Nor can it where a shell became this program after others: the last of ``sh -c "pip install ... && python ..."`` has
+    the age of that shell, and the time that its children took.
+    """
     try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        fields = (PROC / "self/stat").read_text().rpartition(")")[2].split()
+        ticks, second = int(fields[19]), os.sysconf("SC_CLK_TCK")
+        if int(fields[13]) + int(fields[14]) > second / 2:
+            return None
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / second
     except (OSError, AttributeError, ValueError):
         return None
 
