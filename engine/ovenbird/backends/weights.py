@@ -54,7 +54,7 @@ def settle(model: ov.Model, precision: str, room: Room) -> tuple[ov.Model, Mappe
 
 
 def narrow(model: ov.Model, room: Room) -> Mapped | None:
-    """Weights in eight bits rounded to seven, where what they are multiplied with is rounded, and what they lie in.
+    """Weights in eight bits rounded to seven, in a graph that rounds what flows between layers, and what they lie in.
 
     Two products of those and of eight bits fit into sixteen: on processors that sum them so, results are right.
     """
